@@ -1,0 +1,1 @@
+//! Supervisor of the proxy: xDS proxy, SDS, CA client, status.

@@ -1,0 +1,1 @@
+//! Injected environment to Envoy bootstrap and gRPC bootstrap.

@@ -1,0 +1,1 @@
+//! Identity, drain, logging in Istio's format, exit codes.

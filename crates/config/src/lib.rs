@@ -1,0 +1,1 @@
+//! Validated model of the data-plane configuration.

@@ -1,0 +1,1 @@
+//! xDS protocol sessions without IO or clock, and their gRPC transport.

@@ -1,0 +1,1 @@
+//! Traffic redirection rules: model, backends, apply and verify.

@@ -1,0 +1,1 @@
+//! Support for tests and the demo: control plane, CA, applications, pods.
