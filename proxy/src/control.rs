@@ -1,0 +1,3 @@
+//! xDS to runtime objects: the published tables, and what applies updates to them.
+
+pub mod store;

@@ -1,0 +1,128 @@
+//! Published configuration: slots for clusters and routes that workers read without locks, and the shared
+//! services (stats, log sinks, secrets) runtime objects are built with. The control thread is the only writer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
+
+use crate::access_log::LogSinks;
+use crate::http::route::RouteRuntime;
+use crate::stats::Stats;
+use crate::tls::secret::SecretStore;
+use crate::upstream::cluster::Cluster;
+
+/// One named resource, swapped alone. Empty = not (yet, or no longer) there.
+#[derive(Debug)]
+pub struct Slot<T> {
+    /// Resource name.
+    pub name: Arc<str>,
+    value: ArcSwapOption<T>,
+}
+
+impl<T> Slot<T> {
+    /// An empty slot.
+    #[must_use]
+    pub fn new(name: Arc<str>) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            value: ArcSwapOption::empty(),
+        })
+    }
+
+    /// The current value.
+    #[must_use]
+    pub fn load(&self) -> Option<Arc<T>> {
+        self.value.load_full()
+    }
+
+    /// Publishes a value, or takes it away.
+    pub fn store(&self, value: Option<Arc<T>>) {
+        self.value.store(value);
+    }
+}
+
+/// A table of slots by name. Slots are created on first mention, so that a route may name a cluster that
+/// comes later.
+#[derive(Debug)]
+pub struct Table<T> {
+    slots: ArcSwap<HashMap<Arc<str>, Arc<Slot<T>>>>,
+    write: Mutex<()>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self {
+            slots: ArcSwap::from_pointee(HashMap::new()),
+            write: Mutex::new(()),
+        }
+    }
+}
+
+impl<T> Table<T> {
+    /// The slot of `name`, created empty if it is new. Not for the request path unless the name is dynamic.
+    pub fn slot(&self, name: &str) -> Arc<Slot<T>> {
+        if let Some(slot) = self.slots.load().get(name) {
+            return Arc::clone(slot);
+        }
+        let _guard = self.write.lock();
+        if let Some(slot) = self.slots.load().get(name) {
+            return Arc::clone(slot);
+        }
+        let name: Arc<str> = name.into();
+        let slot = Slot::new(Arc::clone(&name));
+        let mut slots = HashMap::clone(&self.slots.load());
+        slots.insert(name, Arc::clone(&slot));
+        self.slots.store(Arc::new(slots));
+        slot
+    }
+
+    /// The slot of `name` if something mentioned it. Never creates one: for names that come from requests.
+    #[must_use]
+    pub fn lookup(&self, name: &str) -> Option<Arc<Slot<T>>> {
+        self.slots.load().get(name).cloned()
+    }
+
+    /// Every slot that holds a value, sorted by name.
+    #[must_use]
+    pub fn values(&self) -> Vec<Arc<T>> {
+        let slots = self.slots.load();
+        let mut named: Vec<_> = slots
+            .iter()
+            .filter_map(|(n, s)| s.load().map(|v| (n, v)))
+            .collect();
+        named.sort_by(|a, b| a.0.cmp(b.0));
+        named.into_iter().map(|(_, v)| v).collect()
+    }
+}
+
+/// Everything runtime objects are built with and workers read.
+#[derive(Debug)]
+pub struct Store {
+    /// Clusters by name.
+    pub clusters: Table<Cluster>,
+    /// RDS route tables by name.
+    pub routes: Table<RouteRuntime>,
+    /// Secrets by name and source.
+    pub secrets: SecretStore,
+    /// Stats registry.
+    pub stats: Arc<Stats>,
+    /// Access log files.
+    pub logs: Arc<LogSinks>,
+    /// Process options that change answers.
+    pub options: Options,
+}
+
+/// Process options that change answers.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `node.cluster`, `node.id`.
+    pub node_id: Arc<str>,
+    /// `envoy.reloadable_features.http_reject_path_with_fragment`, default true; Istio sets false.
+    pub reject_path_with_fragment: bool,
+    /// Address written into XFF instead of a loopback peer when `use_remote_address` is on.
+    pub local_address: Option<std::net::IpAddr>,
+    /// `--drain-time-s`, seconds.
+    pub drain_time: std::time::Duration,
+}

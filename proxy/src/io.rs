@@ -1,0 +1,5 @@
+//! Sockets and byte streams.
+
+pub mod copy;
+pub mod socket;
+pub mod stream;

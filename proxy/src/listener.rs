@@ -1,0 +1,3 @@
+//! Listeners: accept, inspect, choose the filter chain, serve, drain.
+
+pub mod drain;

@@ -1,0 +1,1 @@
+//! tcp_proxy: relays bytes between a downstream connection and a cluster.

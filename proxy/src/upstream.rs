@@ -1,0 +1,6 @@
+//! Upstreams: clusters and hosts, balancing, pools, connecting, outlier detection.
+
+pub mod cluster;
+pub mod connect;
+pub mod host;
+pub mod pool;
