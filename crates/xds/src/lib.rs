@@ -1,1 +1,14 @@
-//! xDS protocol sessions without IO or clock, and their gRPC transport.
+//! xDS protocol: client sessions without IO or clock, and the gRPC transport that carries them.
+//! Knows names, versions and nonces; never looks into the contents of a resource.
+
+pub mod grpc;
+pub mod session;
+pub mod transport;
+pub mod type_url;
+pub mod wire;
+
+pub use session::{Protocol, Request, Resource, Session, SessionError, Update, UpdateId};
+pub use transport::{
+    AdsClient, AdsHandle, Backoff, ClientConfig, Connector, DisconnectReason, Event, Service,
+    TcpConnector, UdsConnector,
+};
