@@ -22,6 +22,30 @@ impl Rewound {
         Self { prefix, socket }
     }
 
+    /// Bytes read and not yet replayed.
+    #[must_use]
+    pub fn prefix(&self) -> &[u8] {
+        &self.prefix
+    }
+
+    /// Reads once from the socket and appends it to what will be replayed. 0 = end of stream.
+    ///
+    /// # Errors
+    /// When the socket breaks.
+    pub async fn fill(&mut self) -> io::Result<usize> {
+        let mut bytes = Vec::with_capacity(self.prefix.len() + 2048);
+        bytes.extend_from_slice(&self.prefix);
+        let read = tokio::io::AsyncReadExt::read_buf(&mut self.socket, &mut bytes).await?;
+        self.prefix = bytes.into();
+        Ok(read)
+    }
+
+    /// Takes the socket out; bytes not yet replayed are lost.
+    #[must_use]
+    pub fn into_socket(self) -> TcpStream {
+        self.socket
+    }
+
     /// The socket, for options and addresses.
     #[must_use]
     pub const fn socket(&self) -> &TcpStream {
