@@ -3,6 +3,10 @@
 
 use std::sync::Arc;
 
+pub use self::parse::FormatError;
+
+mod parse;
+
 /// A compiled format string.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Format {

@@ -13,7 +13,12 @@ pub mod format;
 pub mod http;
 pub mod listener;
 pub mod matcher;
+mod parse;
 pub mod route;
 pub mod tls;
 
 pub use error::{ConfigError, Ignored, Parsed};
+pub use parse::{
+    parse_bootstrap, parse_cluster, parse_listener, parse_load_assignment,
+    parse_route_configuration, parse_secret,
+};

@@ -10,6 +10,10 @@ use crate::access_log::AccessLog;
 use crate::http::HttpConnectionManager;
 use crate::tls::DownstreamTls;
 
+pub use self::chain_table::{ChainInput, FilterChainTable, Selected};
+
+mod chain_table;
+
 /// `envoy.config.listener.v3.Listener`.
 #[derive(Debug, Clone)]
 pub struct Listener {

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use regex::Regex;
+use ::regex::Regex;
+
+pub use self::regex::{RegexError, translate_substitution};
+
+mod regex;
 
 /// `envoy.type.matcher.v3.StringMatcher`.
 #[derive(Debug, Clone)]

@@ -7,6 +7,10 @@ use crate::format::Format;
 use crate::http::PerFilterConfig;
 use crate::matcher::{CompiledRegex, HeaderMatcher, QueryParameterMatcher, StringMatcher};
 
+pub use self::table::RouteTable;
+
+mod table;
+
 /// `envoy.config.route.v3.RouteConfiguration`.
 #[derive(Debug, Clone)]
 pub struct RouteConfiguration {
