@@ -3,4 +3,7 @@
 pub mod cluster;
 pub mod connect;
 pub mod host;
+pub mod load_balancer;
+pub mod outlier;
 pub mod pool;
+pub mod stats;

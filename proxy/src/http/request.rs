@@ -1,0 +1,412 @@
+//! What happens to a request head before routing: validation, scheme, XFF, internal headers, XFCC, request id,
+//! path. In Envoy's order.
+
+use std::net::{IpAddr, SocketAddr};
+
+use outrigger_config::http::{HttpConnectionManager as Config, StripPort, UnderscoresAction};
+
+use crate::control::store::Options;
+use crate::error::Flag;
+use crate::http::headers::Headers;
+use crate::http::local_reply::{LocalReply, is_grpc};
+use crate::http::path::{self, Normalized};
+use crate::http::xfcc;
+use crate::stream_info::{Protocol, StreamInfo};
+
+/// Headers that only internal requests may carry.
+const INTERNAL_ONLY: &[&[u8]] = &[
+    b"x-envoy-internal",
+    b"x-envoy-retry-on",
+    b"x-envoy-retry-grpc-on",
+    b"x-envoy-max-retries",
+    b"x-envoy-upstream-alt-stat-name",
+    b"x-envoy-upstream-rq-timeout-ms",
+    b"x-envoy-upstream-rq-per-try-timeout-ms",
+    b"x-envoy-upstream-rq-timeout-alt-response",
+    b"x-envoy-expected-rq-timeout-ms",
+    b"x-envoy-force-trace",
+    b"x-envoy-ip-tags",
+    b"x-envoy-retriable-status-codes",
+    b"x-envoy-retriable-header-names",
+    b"x-envoy-hedge-on-per-try-timeout",
+];
+
+/// Headers that edge requests lose too.
+const EDGE_ONLY: &[&[u8]] = &[
+    b"x-envoy-decorator-operation",
+    b"x-envoy-downstream-service-cluster",
+    b"x-envoy-downstream-service-node",
+    b"x-envoy-original-path",
+    b"x-envoy-original-host",
+];
+
+/// What later steps need to know of the request.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Facts {
+    /// The trusted client is internal.
+    pub internal: bool,
+    /// The trace decision is "sampled".
+    pub sampled: bool,
+    /// The request is gRPC.
+    pub grpc: bool,
+}
+
+/// Refuses heads that no route may see.
+///
+/// # Errors
+/// The local reply.
+pub fn validate(headers: &mut Headers, config: &Config, protocol: Protocol) -> Result<(), LocalReply> {
+    let dpe = |status, details| LocalReply::new(status, details).flag(Flag::DownstreamProtocolError);
+    if protocol == Protocol::Http10 && !config.accept_http_10 {
+        return Err(dpe(426, "low_version").body("Upgrade Required").close());
+    }
+    if !headers.has_authority() || headers.authority().is_empty() {
+        let default = (protocol == Protocol::Http10)
+            .then(|| config.default_host_for_http_10.clone())
+            .flatten();
+        match default {
+            Some(host) => headers.set_authority(host.as_bytes()),
+            None => return Err(LocalReply::new(400, "missing_host_header").close()),
+        }
+    }
+    let valid = headers.authority().iter().all(|c| {
+        c.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]@".contains(c) || *c >= 0x80
+    });
+    if !valid {
+        return Err(dpe(400, "http.invalid_authority").body("Bad Request").close());
+    }
+    if headers.method() == b"CONNECT" {
+        return Ok(());
+    }
+    match headers.path().first() {
+        None => Err(LocalReply::new(404, "missing_path_rejected").close()),
+        Some(b'/') => Ok(()),
+        Some(_) => Err(LocalReply::new(404, "absolute_path_rejected")),
+    }
+}
+
+/// Refuses or drops header names with underscores.
+///
+/// # Errors
+/// The local reply.
+pub fn underscores(
+    headers: &mut Headers,
+    action: UnderscoresAction,
+    protocol: Protocol,
+) -> Result<(), LocalReply> {
+    match action {
+        UnderscoresAction::Allow => {}
+        UnderscoresAction::DropHeader => headers.retain(|n, _| !n.contains(&b'_')),
+        UnderscoresAction::RejectRequest => {
+            if headers.iter().any(|(n, _)| n.contains(&b'_')) {
+                let details = if protocol == Protocol::Http2 {
+                    "http2.unexpected_underscore"
+                } else {
+                    "http1.unexpected_underscore"
+                };
+                return Err(LocalReply::new(400, details)
+                    .body("Bad Request")
+                    .flag(Flag::DownstreamProtocolError)
+                    .close());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Rewrites a validated head. `upgrade`: the request is an allowed upgrade and keeps its lines.
+///
+/// # Errors
+/// The local reply.
+pub fn prepare(
+    headers: &mut Headers,
+    config: &Config,
+    options: &Options,
+    info: &mut StreamInfo,
+    upgrade: bool,
+    random: impl Fn() -> u64,
+) -> Result<Facts, LocalReply> {
+    let connection = std::rc::Rc::clone(&info.connection);
+    remove_hop_by_hop(headers, upgrade);
+    let secure = connection.tls.is_some();
+    if headers.scheme().is_empty() {
+        headers.set_scheme(if secure { b"https" } else { b"http" });
+    }
+    if let Some(scheme) = &config.scheme_to_overwrite {
+        headers.set_scheme(scheme.as_bytes());
+    }
+    let internal = forwarded_for(headers, config, options, info, secure);
+    let edge = !internal && config.use_remote_address;
+    if internal {
+        headers.set(b"x-envoy-internal", b"true");
+    } else {
+        headers.retain(|n, _| !n.starts_with(b"x-envoy-") || !INTERNAL_ONLY.contains(&n));
+    }
+    if edge {
+        headers.retain(|n, _| !EDGE_ONLY.contains(&n));
+        headers.set(b"x-envoy-external-address", info.remote.ip().to_string().as_bytes());
+    }
+    xfcc::apply(headers, config.forward_client_cert, config.client_cert_details, connection.tls.as_deref());
+    let sampled = request_id(headers, config, internal, edge, &random);
+    if let Some(via) = &config.via {
+        append_via(headers, via);
+    }
+    normalize_path(headers, config, options)?;
+    strip_host(headers, config, connection.local.port());
+    Ok(Facts { internal, sampled, grpc: is_grpc(headers) })
+}
+
+/// Adds to `via`, joining what is there.
+pub fn append_via(headers: &mut Headers, via: &str) {
+    match headers.get(b"via").map(<[u8]>::to_vec) {
+        Some(mut old) => {
+            old.extend_from_slice(b", ");
+            old.extend_from_slice(via.as_bytes());
+            headers.set(b"via", &old);
+        }
+        None => headers.append(b"via", via.as_bytes()),
+    }
+}
+
+fn remove_hop_by_hop(headers: &mut Headers, upgrade: bool) {
+    headers.retain(|name, value| match name {
+        b"connection" | b"upgrade" => upgrade,
+        b"keep-alive" | b"proxy-connection" | b"http2-settings" | b"transfer-encoding" => false,
+        b"te" => value.eq_ignore_ascii_case(b"trailers"),
+        _ => true,
+    });
+}
+
+/// XFF handling; sets the trusted remote address and returns whether it is internal.
+fn forwarded_for(
+    headers: &mut Headers,
+    config: &Config,
+    options: &Options,
+    info: &mut StreamInfo,
+    secure: bool,
+) -> bool {
+    let proto: &[u8] = if secure { b"https" } else { b"http" };
+    let direct = info.connection.remote;
+    if config.use_remote_address {
+        let trusted = if config.xff_num_trusted_hops > 0 {
+            nth_from_right(headers, config.xff_num_trusted_hops as usize - 1)
+        } else {
+            None
+        };
+        info.remote = trusted.map_or(direct, |ip| SocketAddr::new(ip, 0));
+        if !config.skip_xff_append {
+            let peer = direct.ip().to_canonical();
+            let shown = if peer.is_loopback() { options.local_address.unwrap_or(peer) } else { peer };
+            append_xff(headers, shown);
+        }
+        if config.xff_num_trusted_hops > 0 {
+            headers.set_if_absent(b"x-forwarded-proto", proto);
+        } else {
+            headers.set(b"x-forwarded-proto", proto);
+        }
+    } else {
+        let hops = config.xff_num_trusted_hops as usize;
+        if let Some(ip) = nth_from_right(headers, hops) {
+            info.remote = SocketAddr::new(ip, 0);
+        }
+        headers.set_if_absent(b"x-forwarded-proto", proto);
+    }
+    if config.append_x_forwarded_port {
+        let port = info.connection.local.port().to_string();
+        headers.set_if_absent(b"x-forwarded-port", port.as_bytes());
+    }
+    // More than one address in XFF means that it came through another proxy: not internal (Envoy).
+    let ip = info.remote.ip().to_canonical();
+    config.internal_cidrs.iter().any(|net| net.contains(&ip))
+}
+
+fn append_xff(headers: &mut Headers, ip: IpAddr) {
+    let text = ip.to_string();
+    let old = headers.get_all(b"x-forwarded-for").collect::<Vec<_>>().join(&b","[..]);
+    if old.is_empty() {
+        headers.set(b"x-forwarded-for", text.as_bytes());
+    } else {
+        let joined = [&old, &b","[..], text.as_bytes()].concat();
+        headers.set(b"x-forwarded-for", &joined);
+    }
+}
+
+/// The `n`th address of XFF from the right, 0 = last.
+fn nth_from_right(headers: &Headers, n: usize) -> Option<IpAddr> {
+    let value = headers.get_all(b"x-forwarded-for").last()?;
+    let part = value.rsplit(|c| *c == b',').nth(n)?;
+    std::str::from_utf8(part).ok()?.trim().parse().ok()
+}
+
+/// Generates or keeps `x-request-id`; returns the trace decision.
+fn request_id(
+    headers: &mut Headers,
+    config: &Config,
+    internal: bool,
+    edge: bool,
+    random: &impl Fn() -> u64,
+) -> bool {
+    const NAME: &[u8] = b"x-request-id";
+    let replace = edge && !config.preserve_external_request_id;
+    if config.generate_request_id && (replace || !headers.contains(NAME)) {
+        headers.set(NAME, &uuid_v4(random(), random()));
+    }
+    let Some(tracing) = &config.tracing else { return false };
+    if !tracing.use_request_id {
+        return percent(tracing.random_sampling, random()) && percent(tracing.overall_sampling, random());
+    }
+    let Some(id) = headers.get(NAME).filter(|id| is_uuid(id)).map(<[u8]>::to_vec) else {
+        return false;
+    };
+    let mut reason = id[14];
+    if reason == b'4' {
+        if internal && headers.contains(b"x-envoy-force-trace") {
+            reason = b'a';
+        } else if headers.contains(b"x-client-trace-id") && percent(tracing.client_sampling, random()) {
+            reason = b'b';
+        } else if percent(tracing.random_sampling, random()) {
+            reason = b'9';
+        }
+    }
+    if reason != b'4' && !percent(tracing.overall_sampling, random()) {
+        reason = b'4';
+    }
+    if reason != id[14] {
+        let mut id = id;
+        id[14] = reason;
+        headers.set(NAME, &id);
+    }
+    matches!(reason, b'9' | b'a' | b'b')
+}
+
+fn percent(share: f64, random: u64) -> bool {
+    ((random % 10_000) as f64) < share * 100.0
+}
+
+fn is_uuid(id: &[u8]) -> bool {
+    id.len() == 36
+        && id.iter().enumerate().all(|(i, c)| match i {
+            8 | 13 | 18 | 23 => *c == b'-',
+            _ => c.is_ascii_hexdigit(),
+        })
+}
+
+/// A version 4 UUID from 128 random bits. Request ids need uniqueness, not secrecy.
+#[must_use]
+pub fn uuid_v4(high: u64, low: u64) -> [u8; 36] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut bits = (u128::from(high) << 64) | u128::from(low);
+    bits = (bits & !(0xf << 76)) | (0x4 << 76);
+    bits = (bits & !(0x3 << 62)) | (0x2 << 62);
+    let mut out = [b'-'; 36];
+    let mut shift = 128;
+    for (i, c) in out.iter_mut().enumerate() {
+        if !matches!(i, 8 | 13 | 18 | 23) {
+            shift -= 4;
+            *c = HEX[(bits >> shift) as usize & 15];
+        }
+    }
+    out
+}
+
+fn normalize_path(
+    headers: &mut Headers,
+    config: &Config,
+    options: &Options,
+) -> Result<(), LocalReply> {
+    if !headers.has_path() {
+        return Ok(());
+    }
+    let options = path::Options {
+        normalize: config.normalize_path,
+        merge_slashes: config.merge_slashes,
+        escaped_slashes: config.escaped_slashes,
+        reject_fragment: options.reject_path_with_fragment,
+    };
+    let changed = match path::normalize(headers.path(), &options) {
+        Normalized::Path(std::borrow::Cow::Borrowed(_)) => None,
+        Normalized::Path(std::borrow::Cow::Owned(path)) => Some(path),
+        Normalized::Reject => {
+            return Err(LocalReply::new(400, "path_normalization_failed").close());
+        }
+        Normalized::Redirect(_) if is_grpc(headers) => {
+            return Err(LocalReply::new(400, "path_normalization_failed").close());
+        }
+        Normalized::Redirect(path) => {
+            return Err(LocalReply::new(307, "path_normalization_failed")
+                .header("location", String::from_utf8_lossy(&path).into_owned()));
+        }
+    };
+    if let Some(path) = changed {
+        headers.set_path(&path);
+    }
+    Ok(())
+}
+
+fn strip_host(headers: &mut Headers, config: &Config, local_port: u16) {
+    if config.strip_host_port == StripPort::No && !config.strip_trailing_host_dot {
+        return;
+    }
+    let authority = headers.authority();
+    let (mut host, port) = split_port(authority);
+    if config.strip_trailing_host_dot {
+        host = host.strip_suffix(b".").unwrap_or(host);
+    }
+    let keep = port.filter(|p| match config.strip_host_port {
+        StripPort::No => true,
+        StripPort::Any => false,
+        StripPort::Matching => *p != local_port.to_string().as_bytes(),
+    });
+    let mut new = host.to_vec();
+    if let Some(port) = keep {
+        new.push(b':');
+        new.extend_from_slice(port);
+    }
+    if new != authority {
+        headers.set_authority(&new);
+    }
+}
+
+/// Host and port of an authority; brackets of IPv6 stay with the host.
+#[must_use]
+pub fn split_port(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match memchr::memrchr(b':', authority) {
+        Some(at) if !authority[at..].contains(&b']') && at + 1 < authority.len() => {
+            let port = &authority[at + 1..];
+            if port.iter().all(u8::is_ascii_digit) {
+                (&authority[..at], Some(port))
+            } else {
+                (authority, None)
+            }
+        }
+        _ => (authority, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_have_version_and_variant() {
+        let id = uuid_v4(u64::MAX, u64::MAX);
+        assert_eq!(&id, b"ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert!(is_uuid(&id));
+        assert!(!is_uuid(b"abc"));
+    }
+
+    #[test]
+    fn splits_ports_off_authorities() {
+        let table: &[(&[u8], &[u8], Option<&[u8]>)] = &[
+            (b"a:80", b"a", Some(b"80")),
+            (b"a", b"a", None),
+            (b"[::1]:80", b"[::1]", Some(b"80")),
+            (b"[::1]", b"[::1]", None),
+            (b"a:", b"a:", None),
+            (b"a:b", b"a:b", None),
+        ];
+        for (input, host, port) in table {
+            assert_eq!(split_port(input), (*host, *port));
+        }
+    }
+}
