@@ -12,6 +12,8 @@ mod stream;
 
 pub use client::{ClientOptions, Connection, MessageSender};
 pub use frame::FrameError;
+/// HTTP/2 error code, see [`GrpcError::h2_reason`].
+pub use h2::Reason as H2Reason;
 pub use server::{Responder, ServerCall, ServerOptions};
 pub use stream::MessageStream;
 

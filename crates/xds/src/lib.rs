@@ -7,6 +7,8 @@ pub mod transport;
 pub mod type_url;
 pub mod wire;
 
+/// Generated protobuf types of Envoy's API, as the transport's users encode them.
+pub use envoy_types::pb;
 pub use session::{Protocol, Request, Resource, Session, SessionError, Update, UpdateId};
 pub use transport::{
     AdsClient, AdsHandle, Backoff, ClientConfig, Connector, DisconnectReason, Event, Service,

@@ -19,11 +19,7 @@ pub(super) fn first(state: &TypeState) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         type_url: state.type_url.clone(),
         resource_names_subscribe: subscribe,
-        initial_resource_versions: state
-            .versions
-            .iter()
-            .map(|(name, version)| (name.clone(), version.clone()))
-            .collect(),
+        initial_resource_versions: state.held_versions().into_iter().collect(),
         ..DeltaDiscoveryRequest::default()
     }
 }

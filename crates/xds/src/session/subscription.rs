@@ -101,6 +101,23 @@ impl TypeState {
         removed
     }
 
+    /// Delta: what the server must know at the start of a stream. Undecided updates count as held:
+    /// their owner may be applying them now, and the server could not tell it of a removal else.
+    pub(super) fn held_versions(&self) -> BTreeMap<String, String> {
+        let mut held = self.versions.clone();
+        for pending in &self.pending {
+            for name in &pending.removed {
+                held.remove(name);
+            }
+            let known = pending
+                .versions
+                .iter()
+                .filter(|(name, _)| self.tracks(name));
+            held.extend(known.cloned());
+        }
+        held
+    }
+
     fn tracks(&self, name: &str) -> bool {
         self.wildcard || self.name_set.contains(name)
     }

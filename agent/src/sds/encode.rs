@@ -1,0 +1,152 @@
+//! Secrets as protobuf. Intermediate copies of keys are wiped.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use outrigger_xds::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use outrigger_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, Secret, TlsCertificate, secret::Type,
+};
+use outrigger_xds::pb::envoy::service::discovery::v3::DiscoveryResponse;
+use outrigger_xds::pb::google::protobuf::Any;
+use outrigger_xds::type_url::SECRET;
+use prost::Message;
+use zeroize::Zeroize;
+
+use crate::secret_manager::SecretValue;
+
+fn inline(bytes: &[u8]) -> Option<DataSource> {
+    Some(DataSource {
+        specifier: Some(Specifier::InlineBytes(bytes.to_vec())),
+        ..DataSource::default()
+    })
+}
+
+/// One secret as `Any`.
+pub(super) fn secret(name: &str, value: &SecretValue, crl: Option<&Path>) -> Any {
+    let kind = match value {
+        SecretValue::Certificate { chain, key } => Type::TlsCertificate(TlsCertificate {
+            certificate_chain: inline(chain),
+            private_key: inline(key),
+            ..TlsCertificate::default()
+        }),
+        SecretValue::Roots(pem) => Type::ValidationContext(CertificateValidationContext {
+            trusted_ca: inline(pem),
+            crl: crl.filter(|path| path.exists()).map(|path| DataSource {
+                specifier: Some(Specifier::Filename(path.to_string_lossy().into_owned())),
+                ..DataSource::default()
+            }),
+            ..CertificateValidationContext::default()
+        }),
+    };
+    let mut message = Secret {
+        name: name.to_owned(),
+        r#type: Some(kind),
+    };
+    let any = Any {
+        type_url: SECRET.to_owned(),
+        value: message.encode_to_vec(),
+    };
+    if let Some(Type::TlsCertificate(certificate)) = &mut message.r#type
+        && let Some(Specifier::InlineBytes(key)) = certificate
+            .private_key
+            .as_mut()
+            .and_then(|source| source.specifier.as_mut())
+    {
+        key.zeroize();
+    }
+    any
+}
+
+/// A response with `resources`, which are wiped afterwards.
+pub(super) fn response(version: String, nonce: &str, resources: Vec<Any>) -> Bytes {
+    let mut message = DiscoveryResponse {
+        version_info: version,
+        resources,
+        type_url: SECRET.to_owned(),
+        nonce: nonce.to_owned(),
+        ..DiscoveryResponse::default()
+    };
+    let bytes = Bytes::from(message.encode_to_vec());
+    for any in &mut message.resources {
+        any.value.zeroize();
+    }
+    bytes
+}
+
+/// A random UUID (version 4).
+pub(super) fn nonce() -> String {
+    let mut bits: u128 = rand::random();
+    bits = bits & !(0xf << 76) | 0x4 << 76;
+    bits = bits & !(0x3 << 62) | 0x2 << 62;
+    let hex = format!("{bits:032x}");
+    [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-")
+}
+
+/// `2026-11-21T03:47:59Z`.
+pub(super) fn rfc3339(time: SystemTime) -> String {
+    let seconds = time
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Days to a date of the Gregorian calendar, counted in years that begin with March.
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn dates_are_gregorian() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_795_232_879, "2026-11-21T03:47:59Z"),
+            (4_102_444_800, "2100-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn nonces_are_version_4_uuids_and_differ() {
+        let (a, b) = (nonce(), nonce());
+        assert_ne!(a, b);
+        for nonce in [a, b] {
+            assert_eq!(nonce.len(), 36);
+            assert_eq!(nonce.as_bytes()[14], b'4');
+            assert!(b"89ab".contains(&nonce.as_bytes()[19]), "{nonce}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! `OUTPUT_CERTS`: the workload's secrets as files for others.
+
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use super::SecretValue;
+
+/// Where and how secrets are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputCerts {
+    /// Directory; must exist.
+    pub dir: PathBuf,
+    /// Mode of the files: 0600, in Kubernetes 0644.
+    pub mode: u32,
+}
+
+impl OutputCerts {
+    /// Writes what `value` holds: key before chain, each by rename and only if it changed.
+    pub(super) fn write(&self, value: &SecretValue) -> io::Result<()> {
+        match value {
+            SecretValue::Certificate { chain, key } => {
+                self.write_file("key.pem", key)?;
+                self.write_file("cert-chain.pem", chain)
+            }
+            SecretValue::Roots(pem) => self.write_file("root-cert.pem", pem),
+        }
+    }
+
+    fn write_file(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let path = self.dir.join(name);
+        if content.is_empty() || std::fs::read(&path).is_ok_and(|old| old == content) {
+            return Ok(());
+        }
+        let temporary = self.dir.join(format!(".{name}.tmp"));
+        // A left-over of a killed process would keep its own mode.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(self.mode)
+            .open(&temporary)?;
+        file.write_all(content)?;
+        std::fs::rename(&temporary, &path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use bytes::Bytes;
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    #[test]
+    fn files_have_the_mode_and_are_left_alone_when_unchanged() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let output = OutputCerts {
+            dir: dir.path().to_owned(),
+            mode: 0o600,
+        };
+        let value = SecretValue::Certificate {
+            chain: Bytes::from_static(b"chain"),
+            key: Zeroizing::new(b"key".to_vec()),
+        };
+        output.write(&value).expect("write");
+        let inode = |name: &str| {
+            std::fs::metadata(dir.path().join(name))
+                .expect("file")
+                .ino()
+        };
+        let before = (inode("key.pem"), inode("cert-chain.pem"));
+        output.write(&value).expect("write again");
+        assert_eq!(before, (inode("key.pem"), inode("cert-chain.pem")));
+        let mode = std::fs::metadata(dir.path().join("key.pem"))
+            .expect("file")
+            .permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+        assert!(!dir.path().join("root-cert.pem").exists());
+    }
+}

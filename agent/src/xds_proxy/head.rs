@@ -1,0 +1,195 @@
+//! The outer fields of discovery messages, read without decoding resources, and the few requests
+//! the agent makes itself.
+
+use bytes::Bytes;
+use outrigger_xds::Protocol;
+use outrigger_xds::pb::envoy::service::discovery::v3 as discovery;
+use outrigger_xds::pb::google::rpc::Status as RpcStatus;
+use outrigger_xds::wire::{Fields, Value, WireError, utf8};
+use prost::Message;
+
+/// gRPC code INTERNAL in `error_detail`.
+const INTERNAL: i32 = 13;
+
+/// Field numbers of the two variants.
+struct Numbers {
+    type_url: u32,
+    nonce: u32,
+    version: u32,
+}
+
+const fn request_numbers(protocol: Protocol) -> Numbers {
+    match protocol {
+        // The delta request has no version; 0 never matches.
+        Protocol::Delta => Numbers {
+            type_url: 2,
+            nonce: 6,
+            version: 0,
+        },
+        Protocol::Sotw => Numbers {
+            type_url: 4,
+            nonce: 5,
+            version: 1,
+        },
+    }
+}
+
+/// Responses: the same numbers in both variants.
+const RESPONSE: Numbers = Numbers {
+    type_url: 4,
+    nonce: 5,
+    version: 1,
+};
+/// Field `resources` of both responses.
+const RESOURCES: u32 = 2;
+/// Field `resource` of `discovery.Resource`.
+const RESOURCE_BODY: u32 = 2;
+
+/// Outer fields of a request or response.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) type_url: String,
+    pub(super) nonce: String,
+    pub(super) version: String,
+}
+
+fn head(message: &Bytes, numbers: &Numbers) -> Result<Head, WireError> {
+    let mut head = Head::default();
+    for field in Fields::new(message.clone()) {
+        if let (number, Value::Bytes(value)) = field? {
+            if number == numbers.type_url {
+                head.type_url = utf8(number, &value)?;
+            } else if number == numbers.nonce {
+                head.nonce = utf8(number, &value)?;
+            } else if number == numbers.version {
+                head.version = utf8(number, &value)?;
+            }
+        }
+    }
+    Ok(head)
+}
+
+pub(super) fn request_head(protocol: Protocol, message: &Bytes) -> Result<Head, WireError> {
+    head(message, &request_numbers(protocol))
+}
+
+pub(super) fn response_head(message: &Bytes) -> Result<Head, WireError> {
+    head(message, &RESPONSE)
+}
+
+/// The `Any` of every resource, still encoded.
+pub(super) fn resource_anys(protocol: Protocol, message: &Bytes) -> Result<Vec<Bytes>, WireError> {
+    let mut found = Vec::new();
+    for field in Fields::new(message.clone()) {
+        if let (RESOURCES, Value::Bytes(resource)) = field? {
+            match protocol {
+                Protocol::Sotw => found.push(resource),
+                Protocol::Delta => found.extend(bytes_field(&resource, RESOURCE_BODY)?),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The last value of a bytes field, if present.
+pub(super) fn bytes_field(message: &Bytes, number: u32) -> Result<Option<Bytes>, WireError> {
+    let mut found = None;
+    for field in Fields::new(message.clone()) {
+        if let (n, Value::Bytes(value)) = field?
+            && n == number
+        {
+            found = Some(value);
+        }
+    }
+    Ok(found)
+}
+
+fn error_detail(message: Option<String>) -> Option<RpcStatus> {
+    message.map(|message| RpcStatus {
+        code: INTERNAL,
+        message,
+        details: Vec::new(),
+    })
+}
+
+/// A request with only a type and perhaps an error: subscriptions and health reports.
+pub(super) fn bare_request(protocol: Protocol, type_url: &str, error: Option<String>) -> Bytes {
+    verdict(
+        protocol,
+        &Head {
+            type_url: type_url.to_owned(),
+            ..Head::default()
+        },
+        error,
+    )
+}
+
+/// ACK, or NACK with `error`. SotW repeats the version in `head`.
+pub(super) fn verdict(protocol: Protocol, head: &Head, error: Option<String>) -> Bytes {
+    Bytes::from(match protocol {
+        Protocol::Delta => discovery::DeltaDiscoveryRequest {
+            type_url: head.type_url.clone(),
+            response_nonce: head.nonce.clone(),
+            error_detail: error_detail(error),
+            ..discovery::DeltaDiscoveryRequest::default()
+        }
+        .encode_to_vec(),
+        Protocol::Sotw => discovery::DiscoveryRequest {
+            type_url: head.type_url.clone(),
+            version_info: head.version.clone(),
+            response_nonce: head.nonce.clone(),
+            error_detail: error_detail(error),
+            ..discovery::DiscoveryRequest::default()
+        }
+        .encode_to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_read_from_real_encodings_of_both_variants() {
+        let delta = discovery::DeltaDiscoveryRequest {
+            type_url: "t".into(),
+            response_nonce: "n".into(),
+            resource_names_subscribe: vec!["a".into()],
+            ..Default::default()
+        };
+        let expected = Head {
+            type_url: "t".into(),
+            nonce: "n".into(),
+            version: String::new(),
+        };
+        assert_eq!(
+            request_head(Protocol::Delta, &delta.encode_to_vec().into()),
+            Ok(expected)
+        );
+        let sotw = discovery::DiscoveryRequest {
+            type_url: "t".into(),
+            response_nonce: "n".into(),
+            version_info: "v".into(),
+            ..Default::default()
+        };
+        let expected = Head {
+            type_url: "t".into(),
+            nonce: "n".into(),
+            version: "v".into(),
+        };
+        let bytes = sotw.encode_to_vec().into();
+        assert_eq!(request_head(Protocol::Sotw, &bytes), Ok(expected.clone()));
+        assert_eq!(verdict(Protocol::Sotw, &expected, None), bytes);
+        let response = discovery::DeltaDiscoveryResponse {
+            type_url: "t".into(),
+            nonce: "n".into(),
+            system_version_info: "v".into(),
+            removed_resources: vec!["x".into()],
+            ..Default::default()
+        };
+        assert_eq!(
+            response_head(&response.encode_to_vec().into()),
+            Ok(expected)
+        );
+    }
+}
