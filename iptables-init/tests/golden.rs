@@ -1,0 +1,273 @@
+//! Every golden rule set of the capture, derived and CNI plugin folders must come out text-equal.
+//! A small copy of the default cases lives in `tests/fixtures` and always runs; the whole index
+//! runs when the shared fixtures are present (`OUTRIGGER_SHARED`, else `../shared`).
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Parser as _;
+use iptables_init::cli::{Cli, Environment, Settings};
+use iptables_init::config::{Config, Host};
+use iptables_init::iptables::text::{render_restore, render_tables};
+use iptables_init::nft::plan::build_plan;
+use iptables_init::nft::text::render_transaction;
+use iptables_init::rules::{Family, Flavor, build_rules};
+
+struct Env(HashMap<String, String>);
+
+impl Environment for Env {
+    fn var(&self, name: &str) -> Option<String> {
+        self.0.get(name).cloned()
+    }
+}
+
+struct Stand {
+    ipv6: bool,
+    resolv_conf: String,
+}
+
+impl Host for Stand {
+    fn addresses(&self) -> Result<Vec<IpAddr>, std::io::Error> {
+        let mut list = vec![IpAddr::from([10, 0, 0, 5])];
+        if self.ipv6 {
+            list.push(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 5]));
+        }
+        Ok(list)
+    }
+
+    fn resolv_conf(&self) -> Result<String, std::io::Error> {
+        Ok(self.resolv_conf.clone())
+    }
+
+    fn user_id(&self, _: &str) -> Option<u32> {
+        None
+    }
+}
+
+/// One row of index.tsv.
+struct Row {
+    file: String,
+    args: Vec<String>,
+    env: HashMap<String, String>,
+    host: Stand,
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace()
+        .map(|word| word.trim_matches('\'').to_owned())
+        .collect()
+}
+
+fn parse_row(line: &str) -> Option<Row> {
+    let columns: Vec<&str> = line.split('\t').collect();
+    let [file, _, kind, _, args, env, preconditions, ..] = columns[..] else {
+        return None;
+    };
+    if !matches!(kind, "upstream" | "derived") {
+        return None;
+    }
+    let resolv_conf = preconditions
+        .split_once("nameservers=")
+        .map(|(_, list)| {
+            list.split(',')
+                .map(|s| format!("nameserver {}\n", s.trim()))
+                .collect()
+        })
+        .unwrap_or_default();
+    let env = env
+        .split_whitespace()
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect();
+    Some(Row {
+        file: file.to_owned(),
+        args: words(args),
+        env,
+        host: Stand {
+            ipv6: preconditions.contains("ipv6=on"),
+            resolv_conf,
+        },
+    })
+}
+
+fn config(row: &Row) -> Config {
+    let argv = std::iter::once("istio-iptables").chain(row.args.iter().map(String::as_str));
+    let cli = Cli::try_parse_from(argv).expect("golden arguments are valid");
+    let settings = Settings::resolve(cli, &Env(row.env.clone()));
+    Config::build(settings, &row.host).expect("golden configuration is valid")
+}
+
+fn iptables_run(config: &Config) -> String {
+    let rules = build_rules(&config.rules, Flavor::Iptables);
+    let mut out = String::from("iptables-save\nip6tables-save\n");
+    out += &render_restore(&render_tables(&rules, &config.rules, Family::V4));
+    if config.rules.ipv6 {
+        out += &render_restore(&render_tables(&rules, &config.rules, Family::V6));
+    }
+    out += "iptables-save\n";
+    if config.rules.ipv6 {
+        out += "ip6tables-save\n";
+    }
+    out
+}
+
+fn rendered(row: &Row) -> String {
+    let config = config(row);
+    if row.file.contains("nftables") {
+        render_transaction(&build_plan(&config.rules))
+    } else {
+        iptables_run(&config)
+    }
+}
+
+fn check(root: &Path, row: &Row) -> Result<(), String> {
+    let path = root.join(&row.file);
+    let golden = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let mut got = rendered(row);
+    if row.file.ends_with("dns-uid-gid.golden") {
+        // The upstream test sets the text form directly; a resolv.conf value is normalised.
+        got = got.replace("::7f00:35", "::127.0.0.53");
+    }
+    // Save lines are calls of the reference, not rules; the set differs with the family.
+    let body = |text: &str| {
+        text.lines()
+            .filter(|line| !line.ends_with("tables-save"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    if body(&got) == body(&golden) {
+        return Ok(());
+    }
+    Err(format!("{}\n--- want\n{golden}\n--- got\n{got}", row.file))
+}
+
+fn shared() -> Option<PathBuf> {
+    let base = std::env::var_os("OUTRIGGER_SHARED").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
+        PathBuf::from,
+    );
+    let root = base.join("fixtures/interception");
+    root.join("index.tsv").is_file().then_some(root)
+}
+
+fn check_index(root: &Path, folders: &[&str]) -> usize {
+    let index = fs::read_to_string(root.join("index.tsv")).expect("index.tsv is readable");
+    let rows: Vec<Row> = index
+        .lines()
+        .filter(|line| folders.iter().any(|f| line.starts_with(&format!("{f}/"))))
+        .filter_map(parse_row)
+        .collect();
+    let failures: Vec<String> = rows
+        .iter()
+        .filter_map(|row| check(root, row).err())
+        .collect();
+    assert!(
+        failures.is_empty(),
+        "{} of {}:\n{}",
+        failures.len(),
+        rows.len(),
+        failures.join("\n")
+    );
+    rows.len()
+}
+
+const CAPTURE: [&str; 4] = [
+    "iptables-capture",
+    "nftables-capture",
+    "derived-iptables",
+    "derived-nftables",
+];
+
+#[test]
+fn default_rule_sets_equal_the_copied_goldens() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    assert!(check_index(&root, &CAPTURE) >= 8);
+}
+
+#[test]
+fn every_capture_and_derived_golden_is_text_equal() {
+    let Some(root) = shared() else {
+        println!("skipped: shared interception fixtures not found");
+        return;
+    };
+    let checked = check_index(&root, &CAPTURE);
+    println!("{checked} golden rule sets are equal");
+    assert_eq!(checked, 126);
+}
+
+/// What the CNI plugin asks for, in flags: fixed ports, extra exclusions.
+fn cni_rows() -> Vec<(&'static str, Vec<&'static str>)> {
+    let base = ["-d", "15020,15021,15090", "-o", "15020"];
+    let all = ["-i", "*", "-b", "*"];
+    let with = |extra: &[&'static str]| [&base[..], &all[..], extra].concat();
+    vec![
+        ("basic", with(&[])),
+        (
+            "include-exclude-ip",
+            with(&["-i", "127.0.0.0/8", "-x", "10.0.0.0/8"]),
+        ),
+        (
+            "include-exclude-ports",
+            with(&[
+                "-b",
+                "1111,2222",
+                "-d",
+                "3333,4444,15020,15021,15090",
+                "-o",
+                "5555,6666",
+            ]),
+        ),
+        ("tproxy", with(&["-m", "TPROXY"])),
+        ("dns", with(&["--redirect-dns", "--capture-all-dns"])),
+        ("invalid-drop", with(&["--drop-invalid"])),
+        (
+            "custom-uid",
+            with(&["-u", "1000670000", "-g", "1000670001"]),
+        ),
+        (
+            "custom-uid-tproxy",
+            with(&["-m", "TPROXY", "-u", "1000670000", "-g", "1000670001"]),
+        ),
+    ]
+}
+
+fn by_table(text: &str) -> Vec<String> {
+    let mut tables: Vec<String> = Vec::new();
+    for line in text
+        .lines()
+        .filter(|l| !l.ends_with("-save") && !l.trim().is_empty())
+    {
+        if line.starts_with('*') {
+            tables.push(String::new());
+        }
+        if let Some(table) = tables.last_mut() {
+            *table += line.trim();
+            table.push('\n');
+        }
+    }
+    tables.sort();
+    tables
+}
+
+#[test]
+fn cni_plugin_rule_sets_are_equal_per_table() {
+    let Some(root) = shared() else {
+        println!("skipped: shared interception fixtures not found");
+        return;
+    };
+    for (name, args) in cni_rows() {
+        let row = Row {
+            file: format!("cni-plugin-sidecar/{name}.txt.golden"),
+            args: args.iter().map(ToString::to_string).collect(),
+            env: HashMap::new(),
+            host: Stand {
+                ipv6: false,
+                resolv_conf: String::new(),
+            },
+        };
+        let golden = fs::read_to_string(root.join(&row.file)).expect("golden file");
+        assert_eq!(by_table(&rendered(&row)), by_table(&golden), "{name}");
+    }
+}
