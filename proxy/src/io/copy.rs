@@ -1,1 +1,309 @@
-//! To come.
+//! Relays bytes both ways between two streams. One buffer per direction, borrowed from the worker only while
+//! bytes are under way, so that an idle connection holds none; half-close is passed on.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// First buffer of a direction.
+const SMALL: usize = 16 * 1024;
+/// Buffer of a direction whose reads fill the small one.
+const LARGE: usize = 128 * 1024;
+/// Buffers of each size a worker keeps for the next reader.
+const KEPT: usize = 16;
+/// Reads of one direction before the other one has its turn.
+const TURN: usize = 8;
+
+thread_local! {
+    static POOL: RefCell<[Vec<Box<[u8]>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+fn borrow(size: usize) -> Box<[u8]> {
+    POOL.with_borrow_mut(|pool| pool[usize::from(size == LARGE)].pop())
+        .unwrap_or_else(|| vec![0; size].into())
+}
+
+fn give_back(buffer: Box<[u8]>) {
+    POOL.with_borrow_mut(|pool| {
+        let shelf = &mut pool[usize::from(buffer.len() == LARGE)];
+        if shelf.len() < KEPT {
+            shelf.push(buffer);
+        }
+    });
+}
+
+/// What a relay reports while it runs.
+pub trait Meter {
+    /// Bytes were read from the downstream side.
+    fn upstream_bound(&mut self, bytes: usize);
+    /// Bytes were read from the upstream side.
+    fn downstream_bound(&mut self, bytes: usize);
+}
+
+/// Which side broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The downstream connection.
+    Downstream,
+    /// The upstream connection.
+    Upstream,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Copying,
+    /// The reader is at its end; the writer is to be shut down.
+    Closing,
+    Closed,
+}
+
+/// One direction.
+#[derive(Debug)]
+struct Direction {
+    state: State,
+    /// Bytes read and not yet written, with the range that is left.
+    held: Option<(Box<[u8]>, usize, usize)>,
+    /// Size of the next buffer.
+    size: usize,
+    /// Bytes were written since the last flush.
+    dirty: bool,
+}
+
+impl Drop for Direction {
+    fn drop(&mut self) {
+        if let Some((buffer, ..)) = self.held.take() {
+            give_back(buffer);
+        }
+    }
+}
+
+/// Which half of a direction broke.
+enum Broken {
+    Reader,
+    Writer,
+}
+
+impl Direction {
+    const fn new() -> Self {
+        Self { state: State::Copying, held: None, size: SMALL, dirty: false }
+    }
+
+    /// Moves bytes until nothing can be done. Ready when the direction is closed.
+    fn poll<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        mut count: impl FnMut(usize),
+    ) -> Poll<Result<(), Broken>> {
+        let mut turns = 0;
+        while self.state == State::Copying {
+            ready!(self.poll_write(cx, writer)).map_err(|_| Broken::Writer)?;
+            turns += 1;
+            if turns > TURN {
+                // Bulk in one direction must not starve the other or the rest of the worker.
+                cx.waker().wake_by_ref();
+                return self.pause(cx, writer);
+            }
+            match self.poll_read(cx, reader) {
+                Poll::Ready(Ok(0)) => self.state = State::Closing,
+                Poll::Ready(Ok(n)) => count(n),
+                Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                    // TLS without close_notify: an end like any other, as the reference takes it.
+                    self.state = State::Closing;
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Reader)),
+                Poll::Pending => return self.pause(cx, writer),
+            }
+        }
+        if self.state == State::Closing {
+            // A peer that is gone already cannot be told; its own direction reports that.
+            let _ = ready!(Pin::new(writer).poll_shutdown(cx));
+            self.state = State::Closed;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn pause<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        writer: &mut W,
+    ) -> Poll<Result<(), Broken>> {
+        if self.dirty {
+            match Pin::new(writer).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.dirty = false,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Writer)),
+                Poll::Pending => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    fn poll_read<R: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+    ) -> Poll<io::Result<usize>> {
+        let mut buffer = borrow(self.size);
+        let mut read = ReadBuf::new(&mut buffer);
+        let result = Pin::new(reader).poll_read(cx, &mut read);
+        let n = read.filled().len();
+        match result {
+            Poll::Ready(Ok(())) if n > 0 => {
+                self.size = if n == buffer.len() { LARGE } else if n < SMALL { SMALL } else { self.size };
+                self.held = Some((buffer, 0, n));
+                Poll::Ready(Ok(n))
+            }
+            other => {
+                give_back(buffer);
+                other.map_ok(|()| 0)
+            }
+        }
+    }
+
+    fn poll_write<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        writer: &mut W,
+    ) -> Poll<io::Result<()>> {
+        while let Some((buffer, start, end)) = &mut self.held {
+            let n = ready!(Pin::new(&mut *writer).poll_write(cx, &buffer[*start..*end]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.dirty = true;
+            *start += n;
+            if *start == *end
+                && let Some((buffer, ..)) = self.held.take()
+            {
+                give_back(buffer);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A relay between a downstream and an upstream stream.
+#[derive(Debug)]
+pub struct Relay {
+    up: Direction,
+    down: Direction,
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self { up: Direction::new(), down: Direction::new() }
+    }
+}
+
+impl Relay {
+    /// Moves bytes until nothing can be done. Ready when both directions are closed, or one side broke.
+    pub fn poll<D, U>(
+        &mut self,
+        cx: &mut Context<'_>,
+        downstream: &mut D,
+        upstream: &mut U,
+        meter: &mut impl Meter,
+    ) -> Poll<Result<(), Side>>
+    where
+        D: AsyncRead + AsyncWrite + Unpin,
+        U: AsyncRead + AsyncWrite + Unpin,
+    {
+        let up = self
+            .up
+            .poll(cx, downstream, upstream, |n| meter.upstream_bound(n))
+            .map_err(|broken| match broken {
+                Broken::Reader => Side::Downstream,
+                Broken::Writer => Side::Upstream,
+            })?;
+        let down = self
+            .down
+            .poll(cx, upstream, downstream, |n| meter.downstream_bound(n))
+            .map_err(|broken| match broken {
+                Broken::Reader => Side::Upstream,
+                Broken::Writer => Side::Downstream,
+            })?;
+        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+    #[derive(Default)]
+    struct Bytes(usize, usize);
+    impl Meter for Bytes {
+        fn upstream_bound(&mut self, bytes: usize) {
+            self.0 += bytes;
+        }
+        fn downstream_bound(&mut self, bytes: usize) {
+            self.1 += bytes;
+        }
+    }
+
+    async fn relay(mut a: DuplexStream, mut b: DuplexStream) -> (Result<(), Side>, Bytes) {
+        let (mut relay, mut bytes) = (Relay::default(), Bytes::default());
+        let result = poll_fn(|cx| relay.poll(cx, &mut a, &mut b, &mut bytes)).await;
+        (result, bytes)
+    }
+
+    #[tokio::test]
+    async fn half_close_is_relayed_and_the_other_direction_goes_on() {
+        let (mut client, a) = duplex(1000);
+        let (b, mut server) = duplex(1000);
+        let relayed = tokio::spawn(relay(a, b));
+        let test = async {
+            client.write_all(b"request").await.expect("write");
+            client.shutdown().await.expect("shutdown");
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).await.expect("end is relayed");
+            assert_eq!(got, b"request");
+            server.write_all(&[7; 5000]).await.expect("still open");
+            server.shutdown().await.expect("shutdown");
+        };
+        let read = async {
+            let mut got = Vec::new();
+            let (mut reader, writer) = tokio::io::split(client);
+            drop(writer);
+            reader.read_to_end(&mut got).await.expect("read");
+            got.len()
+        };
+        let all = async {
+            test.await;
+        };
+        tokio::time::timeout(Duration::from_secs(10), all).await.expect("in time");
+        let n = tokio::time::timeout(Duration::from_secs(10), read).await.expect("in time");
+        assert_eq!(n, 5000);
+        let (result, bytes) = relayed.await.expect("no panic");
+        assert_eq!(result, Ok(()));
+        assert_eq!((bytes.0, bytes.1), (7, 5000));
+    }
+
+    #[tokio::test]
+    async fn bulk_arrives_whole_and_no_buffer_is_held_afterwards() {
+        let data: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+        let (mut client, a) = duplex(300_000);
+        let (b, mut server) = duplex(300_000);
+        let expected = data.clone();
+        let relayed = tokio::spawn(relay(a, b));
+        let write = tokio::spawn(async move {
+            client.write_all(&data).await.expect("write");
+            client.shutdown().await.expect("shutdown");
+            client
+        });
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).await.expect("read");
+        assert!(got == expected);
+        drop(server);
+        drop(write.await.expect("no panic"));
+        let (_, bytes) = relayed.await.expect("no panic");
+        assert_eq!(bytes.0, 3_000_000);
+    }
+}
