@@ -42,9 +42,9 @@ pub enum JsonValue {
     /// A number, boolean or null of the configuration, as JSON text.
     Literal(Arc<str>),
     /// A nested object.
-    Object(Vec<(Arc<str>, JsonValue)>),
+    Object(Vec<(Arc<str>, Self)>),
     /// An array.
-    Array(Vec<JsonValue>),
+    Array(Vec<Self>),
 }
 
 /// Header operand of REQ, RESP and TRAILER: `X?Y` and `:Z`.

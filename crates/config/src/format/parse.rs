@@ -216,9 +216,8 @@ impl<'a> Command<'a> {
             .parameters
             .ok_or_else(|| FormatError::ParametersRequired(self.name.to_owned()))?;
         let mut names = operand.split('?');
-        let (name, alternative) = match (names.next(), names.next(), names.next()) {
-            (Some(name), alternative, None) => (name, alternative),
-            _ => return Err(FormatError::Header(operand.to_owned())),
+        let (Some(name), alternative, None) = (names.next(), names.next(), names.next()) else {
+            return Err(FormatError::Header(operand.to_owned()));
         };
         let valid = |n: &str| n.bytes().all(|b| b.is_ascii_graphic());
         if name.is_empty() || !valid(name) || !alternative.is_none_or(valid) {
