@@ -12,7 +12,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::Status;
@@ -110,8 +111,10 @@ where
     }
 }
 
-async fn serve_connection<H, F>(stream: UnixStream, options: ServerOptions, handler: H)
+/// Serves one connection over any byte stream to its end.
+pub async fn serve_connection<T, H, F>(stream: T, options: ServerOptions, handler: H)
 where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(ServerCall, Responder) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<(), Status>> + Send + 'static,
 {
@@ -135,7 +138,7 @@ where
         .serve_connection(TokioIo::new(stream), service)
         .await
     {
-        tracing::debug!(error = %super::chain(&error), "connection on unix socket ended");
+        tracing::debug!(error = %super::chain(&error), "gRPC connection ended");
     }
 }
 

@@ -1,0 +1,67 @@
+//! A certificate authority in the process: roots, server certificates, answers to requests.
+
+#![allow(dead_code, reason = "shared by test targets that use different parts")]
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer,
+    KeyPair, date_time_ymd,
+};
+
+/// A root with its key.
+pub(crate) struct Authority {
+    pub(crate) root_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// The moment `seconds` from now (negative: before).
+fn moment(seconds: i64) -> SystemTime {
+    let offset = Duration::from_secs(seconds.unsigned_abs());
+    if seconds < 0 {
+        SystemTime::now() - offset
+    } else {
+        SystemTime::now() + offset
+    }
+}
+
+macro_rules! date {
+    ($seconds:expr) => {
+        date_time_ymd(1970, 1, 1)
+            + moment($seconds)
+                .duration_since(UNIX_EPOCH)
+                .expect("after the epoch")
+    };
+}
+
+impl Authority {
+    pub(crate) fn new(name: &str) -> Self {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).expect("self-signed root");
+        Self {
+            root_pem: root.pem(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// Signs a request; the certificate ends `seconds` from now.
+    pub(crate) fn sign(&self, csr_pem: &str, seconds: i64) -> String {
+        let mut csr = CertificateSigningRequestParams::from_pem(csr_pem).expect("valid request");
+        csr.params.not_before = date!(seconds.min(0) - 60);
+        csr.params.not_after = date!(seconds);
+        csr.signed_by(&self.issuer).expect("signed").pem()
+    }
+
+    /// A certificate for `dns_name` with its key, PEM.
+    pub(crate) fn certificate(&self, dns_name: &str) -> (String, String) {
+        let key = KeyPair::generate().expect("key");
+        let params = CertificateParams::new(vec![dns_name.to_owned()]).expect("parameters");
+        let cert = params.signed_by(&key, &self.issuer).expect("signed");
+        (cert.pem(), key.serialize_pem())
+    }
+}
