@@ -1,4 +1,11 @@
 //! The native nftables backend: transaction text, expressions, netlink batch, apply and verify.
 
+pub mod apply;
+pub mod compile;
+pub mod expr;
+pub mod message;
 pub mod plan;
+pub mod socket;
+pub mod state;
 pub mod text;
+pub mod wire;

@@ -1,0 +1,92 @@
+//! The content of our `inet` tables as plain values: what is wanted, what was there before, and
+//! what the kernel reports afterwards all have this one type, so comparing them is `==`.
+
+use super::expr::Expr;
+use super::plan::BaseChain;
+
+/// Type, hook and priority of a base chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseState {
+    /// `nat`, `filter` or `route`.
+    pub kind: String,
+    /// NF_INET_* hook number.
+    pub hook: u32,
+    /// Priority.
+    pub priority: i32,
+}
+
+impl From<BaseChain> for BaseState {
+    fn from(base: BaseChain) -> Self {
+        Self {
+            kind: base.kind.to_owned(),
+            hook: base.hook_number,
+            priority: base.priority,
+        }
+    }
+}
+
+/// One chain with its rules in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainState {
+    /// Name.
+    pub name: String,
+    /// Hook, for base chains.
+    pub base: Option<BaseState>,
+    /// Rules.
+    pub rules: Vec<Vec<Expr>>,
+}
+
+/// One table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableState {
+    /// Name.
+    pub name: String,
+    /// Chains in creation order.
+    pub chains: Vec<ChainState>,
+}
+
+/// Whether a state can be written back: it holds nothing that we did not understand.
+#[must_use]
+pub fn is_restorable(tables: &[TableState]) -> bool {
+    let mut exprs = tables
+        .iter()
+        .flat_map(|t| &t.chains)
+        .flat_map(|c| &c.rules)
+        .flatten();
+    !exprs.any(|e| matches!(e, Expr::Unknown(_)))
+}
+
+/// The first difference in words, for error messages.
+#[must_use]
+pub fn first_difference(want: &[TableState], got: &[TableState]) -> Option<String> {
+    for table in want {
+        let Some(there) = got.iter().find(|t| t.name == table.name) else {
+            return Some(format!("table {} is missing", table.name));
+        };
+        for chain in &table.chains {
+            let path = format!("{} {}", table.name, chain.name);
+            let Some(found) = there.chains.iter().find(|c| c.name == chain.name) else {
+                return Some(format!("chain {path} is missing"));
+            };
+            if chain.base != found.base {
+                return Some(format!("chain {path} has another hook"));
+            }
+            if chain.rules.len() != found.rules.len() {
+                let (want, got) = (chain.rules.len(), found.rules.len());
+                return Some(format!("chain {path} has {got} rules instead of {want}"));
+            }
+            let differs = chain
+                .rules
+                .iter()
+                .zip(&found.rules)
+                .position(|(a, b)| a != b);
+            if let Some(index) = differs {
+                return Some(format!("rule {index} of chain {path} differs"));
+            }
+        }
+        if there.chains.len() != table.chains.len() {
+            return Some(format!("table {} has unexpected chains", table.name));
+        }
+    }
+    (want.len() != got.len()).then(|| "unexpected tables exist".to_owned())
+}
