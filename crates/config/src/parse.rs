@@ -24,9 +24,11 @@ use crate::tls::Secret;
 mod access_log;
 mod bootstrap;
 mod cluster;
+mod cluster_limits;
 mod endpoint;
 mod http;
 mod http_filter;
+mod lb;
 mod listener;
 mod matcher;
 mod network_filter;
@@ -35,6 +37,7 @@ mod retry;
 mod route;
 mod route_action;
 mod tls;
+mod upstream_http;
 mod wkt;
 
 /// Result of every parse step.
@@ -236,7 +239,9 @@ impl Cx {
     }
 
     fn path_to(&self, field: &str) -> String {
-        if self.path.is_empty() {
+        if field.is_empty() {
+            self.path.clone()
+        } else if self.path.is_empty() {
             field.to_owned()
         } else {
             format!("{}.{field}", self.path)

@@ -927,6 +927,11 @@ fn routes_are_refused_with_path_and_reason() {
             "may not be removed",
         ),
         (
+            route(|r| r.response_headers_to_remove = vec!["a b".into()]),
+            at("response_headers_to_remove[0]"),
+            "not a valid header name",
+        ),
+        (
             route(|r| {
                 r.action = forward(|a| {
                     a.retry_policy = Some(rt::RetryPolicy {

@@ -210,7 +210,12 @@ fn istio_alpn(cx: &Cx, value: AlpnFilterConfig) -> Result<IstioAlpn> {
                 ));
             }
         };
-        *list = alpn_override.into_iter().map(Arc::from).collect();
+        // As everywhere: its preamble is never sent, so the name is never offered.
+        *list = alpn_override
+            .into_iter()
+            .filter(|p| p != "istio-peer-exchange")
+            .map(Arc::from)
+            .collect();
     }
     Ok(out)
 }
