@@ -1,7 +1,6 @@
 //! Connections to istiod and to the CA: address, server name, TLS. One new connection per attempt;
 //! root and client certificate files are read each time, so that their rotation needs no restart.
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,8 +19,10 @@ use tokio_rustls::client::TlsStream;
 
 use crate::resolver::{ResolveError, Resolver};
 
+mod http_proxy;
 mod tls;
 
+pub use http_proxy::{HttpsProxy, HttpsProxyError};
 pub use tls::{Compliance, SYSTEM_ROOTS, TlsError};
 
 /// Server name for addresses that contain `localhost`.
@@ -71,6 +72,8 @@ pub struct IstiodConfig {
     pub keepalive: (Duration, Duration),
     /// Bound on name lookup, TCP and TLS handshake together; default 10 s.
     pub connect_timeout: Duration,
+    /// The way through an HTTP proxy, see [`HttpsProxy::for_host`].
+    pub https_proxy: Option<HttpsProxy>,
     /// Name lookup.
     pub resolver: Resolver,
 }
@@ -85,6 +88,7 @@ impl IstiodConfig {
             tls,
             keepalive: (Duration::from_secs(30), Duration::from_secs(10)),
             connect_timeout: Duration::from_secs(10),
+            https_proxy: None,
             resolver: Resolver::default(),
         }
     }
@@ -125,6 +129,15 @@ pub enum ConnectError {
     /// Roots or client certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The HTTP proxy does not give a tunnel.
+    #[error("HTTPS_PROXY {proxy}: {source}")]
+    Proxy {
+        /// Host and port of the proxy.
+        proxy: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The handshake.
     #[error("TLS handshake with {server_name}: {source}")]
     Handshake {
@@ -240,10 +253,31 @@ impl IstiodConnector {
         Ok(IstiodStream::Tls(Box::new(stream)))
     }
 
+    /// TCP to the peer, directly or through the proxy (which then resolves the name).
     async fn dial(&self) -> Result<TcpStream, ConnectError> {
-        let mut failure = ConnectError::Resolve(ResolveError::NotFound(self.host.clone()));
-        for ip in self.config.resolver.lookup(&self.host).await? {
-            let address = SocketAddr::new(ip, self.port);
+        let Some(proxy) = &self.config.https_proxy else {
+            return self.dial_host(&self.host, self.port).await;
+        };
+        let mut stream = self.dial_host(&proxy.host, proxy.port).await?;
+        let target = if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        };
+        proxy
+            .tunnel(&mut stream, &target)
+            .await
+            .map_err(|source| ConnectError::Proxy {
+                proxy: format!("{}:{}", proxy.host, proxy.port),
+                source,
+            })?;
+        Ok(stream)
+    }
+
+    async fn dial_host(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+        let mut failure = ConnectError::Resolve(ResolveError::NotFound(host.to_owned()));
+        for ip in self.config.resolver.lookup(host).await? {
+            let address = SocketAddr::new(ip, port);
             let connected = async {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
@@ -261,8 +295,8 @@ impl IstiodConnector {
 impl Connector for IstiodConnector {
     type Io = IstiodStream;
 
-    fn connect(&self) -> impl Future<Output = io::Result<IstiodStream>> + Send {
-        async { self.open().await.map_err(io::Error::other) }
+    async fn connect(&self) -> io::Result<IstiodStream> {
+        self.open().await.map_err(io::Error::other)
     }
 }
 
