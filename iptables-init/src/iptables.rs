@@ -1,3 +1,6 @@
 //! The iptables backend: restore text, binary choice, state comparison, apply and clean up.
 
+pub mod apply;
+pub mod detect;
+pub mod state;
 pub mod text;

@@ -1,11 +1,18 @@
 //! Traffic redirection rules: one pure model (`rules`), rendered as iptables-restore text
-//! (`iptables`), nft transaction text, nftables JSON and netlink messages (`nft`), applied with
-//! verification and rollback. Never writes anything that the model did not produce.
+//! (`iptables`), nft transaction text and netlink messages (`nft`), applied with verification and
+//! rollback (`run`). Never writes anything that the model did not produce.
 
 pub mod cli;
 pub mod config;
 pub mod host;
 pub mod iptables;
+pub mod log;
 pub mod nft;
+pub mod report;
+pub mod routes;
 pub mod rules;
+pub mod run;
+pub mod validate;
 pub mod values;
+
+pub use run::main_with_args;

@@ -2,11 +2,12 @@
 //! differs from the plan is rolled back to what was there before.
 
 use super::expr::decode;
-use super::message::{Batch, NFPROTO_INET, kind};
+use super::message::{Batch, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, kind};
 use super::plan::{TABLES, table_name};
 use super::socket::{NetlinkError, NftSocket};
 use super::state::{BaseState, ChainState, TableState, first_difference, is_restorable};
 use super::wire::{Attributes, attribute, attributes, be32, text};
+use crate::rules::Family;
 
 /// How often a concurrent change is waited out.
 const ATTEMPTS: usize = 5;
@@ -207,4 +208,19 @@ pub fn remove(socket: &mut NftSocket) -> Result<Outcome, ApplyError> {
     batch.delete_own_tables();
     socket.commit(&batch, None)?;
     Ok(Outcome::Replaced)
+}
+
+/// Whether iptables-nft tables of a family hold chains of ours.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn iptables_chains_exist(socket: &mut NftSocket, family: Family) -> Result<bool, NetlinkError> {
+    let number = match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
+    };
+    let chains = socket.dump(kind::GETCHAIN, number, &Attributes::default())?;
+    Ok(chains
+        .iter()
+        .any(|chain| text(chain, 3).is_some_and(|name| name.starts_with("ISTIO_"))))
 }
