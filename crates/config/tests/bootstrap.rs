@@ -134,3 +134,34 @@ fn the_agents_bootstrap_is_read() {
     assert_eq!(b.stats_flush_interval, std::time::Duration::from_secs(5));
     assert_eq!(b.raw, bytes);
 }
+
+#[test]
+fn a_bootstrap_of_the_reference_agent_is_read() {
+    let parsed = parse_bootstrap(include_bytes!("fixtures/sleep-bootstrap.pb")).unwrap();
+    let b = parsed.value;
+    let names: Vec<_> = b.clusters.iter().map(|c| &*c.name).collect();
+    assert_eq!(
+        names,
+        [
+            "prometheus_stats",
+            "agent",
+            "sds-grpc",
+            "xds-grpc",
+            "zipkin"
+        ]
+    );
+    assert_eq!(b.clusters[3].max_requests_per_connection, 1);
+    assert_eq!(b.clusters[3].circuit_breakers.max_connections, 100_000);
+    let ports: Vec<_> = b.listeners.iter().map(|l| l.addresses[0].port()).collect();
+    assert_eq!(ports, [15090, 15021]);
+    assert!(b.listeners.iter().all(|l| l.ignore_global_conn_limit));
+    assert_eq!(b.admin, Some("127.0.0.1:15000".parse().unwrap()));
+    assert_eq!(b.max_active_downstream_connections, Some(2_147_483_647));
+    assert_eq!(b.stats.tags.len(), 16);
+    let skipped: Vec<_> = parsed.ignored.iter().map(|i| &*i.name).collect();
+    assert!(
+        skipped.contains(&"envoy.filters.http.compressor.gzip"),
+        "{skipped:?}"
+    );
+    assert!(skipped.contains(&"tracing"), "{skipped:?}");
+}
