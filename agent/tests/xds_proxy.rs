@@ -282,6 +282,30 @@ async fn sotw_acks_of_the_agent_carry_version_and_nonce() {
 }
 
 #[tokio::test]
+async fn recorded_name_table_is_taken_and_never_reaches_the_client() {
+    let mut f = Fixture::new().await;
+    let (client, mut call) = f.open(Protocol::Sotw).await;
+    client.send(DiscoveryRequest {
+        type_url: LISTENER.to_owned(),
+        ..Default::default()
+    });
+    assert_eq!(upstream_sotw(&mut call).await.type_url, LISTENER);
+    assert_eq!(upstream_sotw(&mut call).await.type_url, NAME_TABLE);
+    let recorded = include_bytes!("fixtures/nds.pb");
+    let response = DiscoveryResponse::decode(&recorded[..]).expect("a response");
+    call.send(recorded.to_vec()).await;
+    let ack = upstream_sotw(&mut call).await;
+    assert_eq!(ack.version_info, response.version_info);
+    assert_eq!(ack.error_detail, None);
+    let table = f.proxy.name_table().borrow().clone().expect("a table");
+    let info = &table.table["echo.sample.svc.cluster.local"];
+    assert_eq!(
+        (info.registry.as_str(), info.ips.as_slice()),
+        ("External", &["10.96.0.12".to_owned()][..])
+    );
+}
+
+#[tokio::test]
 async fn unknown_types_are_acked_and_workloads_forwarded() {
     let mut f = Fixture::new().await;
     let (mut client, mut call) = f.open(Protocol::Delta).await;
