@@ -42,7 +42,9 @@ impl TcpStats {
         let counter = |name: &str| store.stats.counter(&format!("tcp.{prefix}.{name}"));
         Self {
             cx_total: counter("downstream_cx_total"),
-            cx_active: store.stats.gauge(&format!("tcp.{prefix}.downstream_cx_active")),
+            cx_active: store
+                .stats
+                .gauge(&format!("tcp.{prefix}.downstream_cx_active")),
             rx_bytes: counter("downstream_cx_rx_bytes_total"),
             tx_bytes: counter("downstream_cx_tx_bytes_total"),
             no_route: counter("downstream_cx_no_route"),
@@ -139,8 +141,11 @@ impl TcpProxy {
         self.stats.cx_total.inc();
         self.stats.cx_active.add(1);
         let _active = Active(&self.stats.cx_active);
-        let mut info =
-            StreamInfo::new(Rc::clone(&connection), connection.start, connection.start_time);
+        let mut info = StreamInfo::new(
+            Rc::clone(&connection),
+            connection.start,
+            connection.start_time,
+        );
         let connected = tokio::select! {
             biased;
             () = drain.closing() => None,
@@ -148,7 +153,8 @@ impl TcpProxy {
         };
         match connected {
             Some((cluster, upstream)) => {
-                self.relay(&mut stream, &cluster, upstream, &mut info, drain).await;
+                self.relay(&mut stream, &cluster, upstream, &mut info, drain)
+                    .await;
             }
             None => {
                 if let Some(tcp) = stream.tcp() {
@@ -159,8 +165,12 @@ impl TcpProxy {
         drop(stream);
         info.end = Some(Instant::now());
         let empty = Headers::new();
-        let context =
-            LogContext { info: &info, request: &empty, response: &empty, trailers: &empty };
+        let context = LogContext {
+            info: &info,
+            request: &empty,
+            response: &empty,
+            trailers: &empty,
+        };
         self.logs.log(&context);
     }
 
@@ -232,7 +242,9 @@ impl TcpProxy {
             sent: 0,
             last: Instant::now(),
         };
-        let end = self.run(downstream, &mut upstream.stream, &mut count, info, drain).await;
+        let end = self
+            .run(downstream, &mut upstream.stream, &mut count, info, drain)
+            .await;
         (info.bytes_received, info.bytes_sent) = (count.received, count.sent);
         match end {
             // A reset on one side is passed on to the other.
@@ -268,7 +280,10 @@ impl TcpProxy {
         let mut watched = drain.clone();
         let mut closing = pin!(watched.closing());
         let idle = self.config.idle_timeout;
-        let limit = self.config.max_downstream_connection_duration.map(|d| info.start + d);
+        let limit = self
+            .config
+            .max_downstream_connection_duration
+            .map(|d| info.start + d);
         let mut wake = deadline(count.last, idle, limit);
         let far = Instant::now() + Duration::from_secs(30 * 24 * 3600);
         let mut registered = false;
@@ -300,7 +315,9 @@ impl TcpProxy {
                     return Poll::Ready(End::Idle);
                 }
                 wake = deadline(count.last, idle, limit);
-                timer.as_mut().reset(wake.unwrap_or(now + Duration::from_secs(3600)).into());
+                timer
+                    .as_mut()
+                    .reset(wake.unwrap_or(now + Duration::from_secs(3600)).into());
             }
             Poll::Pending
         })
@@ -314,7 +331,10 @@ fn deadline(last: Instant, idle: Option<Duration>, limit: Option<Instant>) -> Op
 
 fn cluster_counter(worker: &Worker, cluster: &Cluster, name: &str) -> Counter {
     let prefix = &cluster.config.observability_name;
-    worker.store.stats.counter(&format!("cluster.{prefix}.{name}"))
+    worker
+        .store
+        .stats
+        .counter(&format!("cluster.{prefix}.{name}"))
 }
 
 /// Hash of the client's address, for `hash_policy.source_ip`.

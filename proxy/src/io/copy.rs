@@ -88,7 +88,12 @@ enum Broken {
 
 impl Direction {
     const fn new() -> Self {
-        Self { state: State::Copying, held: None, size: SMALL, dirty: false }
+        Self {
+            state: State::Copying,
+            held: None,
+            size: SMALL,
+            dirty: false,
+        }
     }
 
     /// Moves bytes until nothing can be done. Ready when the direction is closed.
@@ -153,7 +158,13 @@ impl Direction {
         let n = read.filled().len();
         match result {
             Poll::Ready(Ok(())) if n > 0 => {
-                self.size = if n == buffer.len() { LARGE } else if n < SMALL { SMALL } else { self.size };
+                self.size = if n == buffer.len() {
+                    LARGE
+                } else if n < SMALL {
+                    SMALL
+                } else {
+                    self.size
+                };
                 self.held = Some((buffer, 0, n));
                 Poll::Ready(Ok(n))
             }
@@ -195,7 +206,10 @@ pub struct Relay {
 
 impl Default for Relay {
     fn default() -> Self {
-        Self { up: Direction::new(), down: Direction::new() }
+        Self {
+            up: Direction::new(),
+            down: Direction::new(),
+        }
     }
 }
 
@@ -226,7 +240,11 @@ impl Relay {
                 Broken::Reader => Side::Upstream,
                 Broken::Writer => Side::Downstream,
             })?;
-        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if up.is_ready() && down.is_ready() {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
     }
 }
 
@@ -278,8 +296,12 @@ mod tests {
         let all = async {
             test.await;
         };
-        tokio::time::timeout(Duration::from_secs(10), all).await.expect("in time");
-        let n = tokio::time::timeout(Duration::from_secs(10), read).await.expect("in time");
+        tokio::time::timeout(Duration::from_secs(10), all)
+            .await
+            .expect("in time");
+        let n = tokio::time::timeout(Duration::from_secs(10), read)
+            .await
+            .expect("in time");
         assert_eq!(n, 5000);
         let (result, bytes) = relayed.await.expect("no panic");
         assert_eq!(result, Ok(()));

@@ -64,7 +64,11 @@ pub fn set_transparent(socket: &impl AsFd, address: SocketAddr) -> io::Result<()
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Tries to bind without `SO_REUSEPORT`: a port that somebody else serves must be an error, not shared. Does
@@ -87,7 +91,9 @@ pub fn listen(address: SocketAddr, options: ListenOptions) -> io::Result<TcpList
     // Accepted sockets inherit it: no system call per connection.
     socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
-    let backlog = options.backlog.map_or(i32::MAX, |b| i32::try_from(b).unwrap_or(i32::MAX));
+    let backlog = options
+        .backlog
+        .map_or(i32::MAX, |b| i32::try_from(b).unwrap_or(i32::MAX));
     socket.listen(backlog)?;
     Ok(socket.into())
 }

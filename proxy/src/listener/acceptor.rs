@@ -131,7 +131,11 @@ fn admit(worker: &Rc<Worker>, binding: &Binding, stream: TcpStream, remote: Sock
         runtime,
     };
     let load = &accepted.runtime.load;
-    let target = if accepted.runtime.config.exact_balance { least_loaded(load) } else { None };
+    let target = if accepted.runtime.config.exact_balance {
+        least_loaded(load)
+    } else {
+        None
+    };
     let target = target.unwrap_or(worker.index as usize);
     if let Some(load) = load.get(target) {
         load.fetch_add(1, Ordering::AcqRel);
@@ -144,15 +148,24 @@ fn admit(worker: &Rc<Worker>, binding: &Binding, stream: TcpStream, remote: Sock
 }
 
 fn least_loaded(load: &[AtomicU64]) -> Option<usize> {
-    let loads = load.iter().enumerate().map(|(i, l)| (l.load(Ordering::Acquire), i));
+    let loads = load
+        .iter()
+        .enumerate()
+        .map(|(i, l)| (l.load(Ordering::Acquire), i));
     loads.min().map(|(_, i)| i)
 }
 
 fn hand_over(target: usize, accepted: Accepted, stream: TcpStream) {
     let runtime = Arc::clone(&accepted.runtime);
-    let sent = stream.into_std().ok().zip(runtime.shared.workers.get(target)).map(
-        |(socket, commands)| commands.send(Command::Serve(Handed { accepted, socket })).is_ok(),
-    );
+    let sent = stream
+        .into_std()
+        .ok()
+        .zip(runtime.shared.workers.get(target))
+        .map(|(socket, commands)| {
+            commands
+                .send(Command::Serve(Handed { accepted, socket }))
+                .is_ok()
+        });
     if sent != Some(true) {
         tracing::error!(worker = target, "cannot hand a connection over");
         give_back(&runtime, target);
@@ -192,15 +205,20 @@ impl Drop for Place {
 }
 
 fn start(worker: &Rc<Worker>, accepted: Accepted, stream: TcpStream) {
-    let place =
-        Place { runtime: Arc::clone(&accepted.runtime), worker: worker.index as usize };
+    let place = Place {
+        runtime: Arc::clone(&accepted.runtime),
+        worker: worker.index as usize,
+    };
     let id = accepted.id;
     let worker = Rc::clone(worker);
     Worker::spawn(async move {
         let served = filter_chain::serve(Rc::clone(&worker), accepted, stream);
         if AssertUnwindSafe(served).catch_unwind().await.is_err() {
             worker.store.stats.counter("server.connection_panics").inc();
-            tracing::error!(connection = id, "a connection's task panicked; the connection is closed");
+            tracing::error!(
+                connection = id,
+                "a connection's task panicked; the connection is closed"
+            );
         }
         drop(place);
     });
@@ -223,7 +241,11 @@ mod tests {
             (libc::EINVAL, AcceptError::Permanent),
         ];
         for (code, expected) in cases {
-            assert_eq!(classify(&io::Error::from_raw_os_error(code)), expected, "errno {code}");
+            assert_eq!(
+                classify(&io::Error::from_raw_os_error(code)),
+                expected,
+                "errno {code}"
+            );
         }
     }
 

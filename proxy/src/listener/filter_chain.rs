@@ -32,7 +32,12 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted, stream: TcpStream) {
     if !inspect(&runtime, &stream, &mut seen).await {
         return;
     }
-    let connection = Connection { worker, runtime, accepted, seen };
+    let connection = Connection {
+        worker,
+        runtime,
+        accepted,
+        seen,
+    };
     match connection.select() {
         Some(chain) => connection.serve_chain(chain, stream).await,
         None => connection.refuse(stream),
@@ -41,7 +46,11 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted, stream: TcpStream) {
 
 /// The listener that serves: with `use_original_dst` the one of the original destination, if there is one.
 /// The target's own `use_original_dst` is not looked at, so nothing loops.
-fn hand_off(accepted: &Accepted, stream: &TcpStream, seen: &mut Inspection) -> Arc<ListenerRuntime> {
+fn hand_off(
+    accepted: &Accepted,
+    stream: &TcpStream,
+    seen: &mut Inspection,
+) -> Arc<ListenerRuntime> {
     let own = &accepted.runtime;
     if own.config.use_original_dst {
         seen.restore_destination(stream, own.config.transparent);
@@ -71,7 +80,11 @@ async fn inspect(runtime: &ListenerRuntime, stream: &TcpStream, seen: &mut Inspe
     let stats = &runtime.stats;
     stats.pre_cx_active.add(1);
     let _pre = PreConnection(&stats.pre_cx_active);
-    let result = match runtime.config.listener_filters_timeout.filter(|_| runtime.inspects) {
+    let result = match runtime
+        .config
+        .listener_filters_timeout
+        .filter(|_| runtime.inspects)
+    {
         None => Ok(seen.run(stream, runtime).await),
         Some(limit) => tokio::time::timeout(limit, seen.run(stream, runtime)).await,
     };
@@ -107,7 +120,11 @@ impl ActiveConnection {
             total.inc();
             active.add(1);
         }
-        Self { stats: Arc::clone(stats), worker, start }
+        Self {
+            stats: Arc::clone(stats),
+            worker,
+            start,
+        }
     }
 }
 
@@ -115,7 +132,9 @@ impl Drop for ActiveConnection {
     fn drop(&mut self) {
         self.stats.cx_active.add(-1);
         self.stats.cx_destroy.inc();
-        self.stats.cx_length_ms.record(self.start.elapsed().as_millis() as u64);
+        self.stats
+            .cx_length_ms
+            .record(self.start.elapsed().as_millis() as u64);
         if let Some((_, active)) = self.stats.workers.get(self.worker) {
             active.add(-1);
         }
@@ -132,8 +151,12 @@ struct Connection {
 
 impl Connection {
     fn select(&self) -> Option<Arc<ChainRuntime>> {
-        let protocols: SmallVec<[&str; 8]> =
-            self.seen.application_protocols.iter().map(|p| &**p).collect();
+        let protocols: SmallVec<[&str; 8]> = self
+            .seen
+            .application_protocols
+            .iter()
+            .map(|p| &**p)
+            .collect();
         let input = ChainInput {
             destination: self.seen.local,
             server_name: self.seen.server_name.as_deref(),
@@ -183,8 +206,7 @@ impl Connection {
     async fn serve_chain(mut self, chain: Arc<ChainRuntime>, stream: TcpStream) {
         let stats = Arc::clone(&self.runtime.stats);
         let worker = Rc::clone(&self.worker);
-        let _active =
-            ActiveConnection::new(&stats, worker.index as usize, self.accepted.start);
+        let _active = ActiveConnection::new(&stats, worker.index as usize, self.accepted.start);
         let rewound = Rewound::new(Bytes::from(std::mem::take(&mut self.seen.bytes)), stream);
         let name = Arc::clone(&chain.config.name);
         let (stream, tls) = match &chain.tls {
@@ -256,14 +278,22 @@ impl Connection {
 }
 
 fn stream_info(connection: &Rc<ConnectionInfo>) -> StreamInfo {
-    let mut info = StreamInfo::new(Rc::clone(connection), connection.start, connection.start_time);
+    let mut info = StreamInfo::new(
+        Rc::clone(connection),
+        connection.start,
+        connection.start_time,
+    );
     info.end = Some(Instant::now());
     info
 }
 
 fn log(runtime: &ListenerRuntime, info: StreamInfo) {
     let empty = Headers::new();
-    let context =
-        LogContext { info: &info, request: &empty, response: &empty, trailers: &empty };
+    let context = LogContext {
+        info: &info,
+        request: &empty,
+        response: &empty,
+        trailers: &empty,
+    };
     runtime.logs.log(&context);
 }

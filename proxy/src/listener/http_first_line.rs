@@ -26,19 +26,34 @@ pub enum FirstLine {
 pub fn parse_first_line(bytes: &[u8]) -> FirstLine {
     let n = bytes.len().min(PREFACE.len());
     if bytes[..n] == PREFACE[..n] {
-        return if n == PREFACE.len() { FirstLine::Http2 } else { FirstLine::NeedMore };
+        return if n == PREFACE.len() {
+            FirstLine::Http2
+        } else {
+            FirstLine::NeedMore
+        };
     }
     // Blank lines before the request are allowed.
-    let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
+    let start = bytes
+        .iter()
+        .position(|b| !matches!(b, b'\r' | b'\n'))
+        .unwrap_or(bytes.len());
     let line = &bytes[start..];
     let end = memchr::memchr(b'\n', line);
     let text = end.map_or(line, |e| &line[..e]);
     let text = text.strip_suffix(b"\r").unwrap_or(text);
     let whole = end.is_some();
-    let undecided = if bytes.len() < MAX_FIRST_LINE { FirstLine::NeedMore } else { FirstLine::NotHttp };
+    let undecided = if bytes.len() < MAX_FIRST_LINE {
+        FirstLine::NeedMore
+    } else {
+        FirstLine::NotHttp
+    };
     let Some(space) = memchr::memchr(b' ', text) else {
         let plausible = !whole && text.iter().all(|b| is_token(*b));
-        return if plausible { undecided } else { FirstLine::NotHttp };
+        return if plausible {
+            undecided
+        } else {
+            FirstLine::NotHttp
+        };
     };
     let (method, rest) = (&text[..space], &text[space + 1..]);
     if method.is_empty() || !method.iter().all(|b| is_token(*b)) {
@@ -50,7 +65,9 @@ pub fn parse_first_line(bytes: &[u8]) -> FirstLine {
     if !whole {
         return undecided;
     }
-    let Some(space) = memchr::memchr(b' ', rest) else { return FirstLine::NotHttp };
+    let Some(space) = memchr::memchr(b' ', rest) else {
+        return FirstLine::NotHttp;
+    };
     match &rest[space + 1..] {
         b"HTTP/1.1" => FirstLine::Http11,
         b"HTTP/1.0" => FirstLine::Http10,
@@ -62,8 +79,20 @@ const fn is_token(b: u8) -> bool {
     b.is_ascii_alphanumeric()
         || matches!(
             b,
-            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`'
-                | b'|' | b'~'
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
         )
 }
 
@@ -92,12 +121,20 @@ mod tests {
             (b"GET  / HTTP/1.1\r\n", NotHttp),
         ];
         for (bytes, expected) in cases {
-            assert_eq!(parse_first_line(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
+            assert_eq!(
+                parse_first_line(bytes),
+                expected,
+                "{:?}",
+                String::from_utf8_lossy(bytes)
+            );
         }
     }
 
     #[test]
     fn an_endless_line_is_given_up() {
-        assert_eq!(parse_first_line(&vec![b'A'; MAX_FIRST_LINE]), FirstLine::NotHttp);
+        assert_eq!(
+            parse_first_line(&vec![b'A'; MAX_FIRST_LINE]),
+            FirstLine::NotHttp
+        );
     }
 }

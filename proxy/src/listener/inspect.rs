@@ -90,7 +90,10 @@ impl Inspection {
         listener: &ListenerRuntime,
     ) -> Result<(), InspectError> {
         while let Some(filter) = listener.config.listener_filters.get(self.done) {
-            let skip = filter.disabled.as_ref().is_some_and(|d| matches(d, self.local.port()));
+            let skip = filter
+                .disabled
+                .as_ref()
+                .is_some_and(|d| matches(d, self.local.port()));
             while !skip && !self.step(stream, listener, &filter.kind)? {
                 self.read(stream).await?;
             }
@@ -117,9 +120,9 @@ impl Inspection {
             }
             ListenerFilterKind::TlsInspector => self.inspect_tls(listener),
             ListenerFilterKind::HttpInspector => Ok(self.inspect_http(listener)),
-            ListenerFilterKind::ProxyProtocol { allow_requests_without_proxy_protocol } => {
-                self.read_proxy_header(*allow_requests_without_proxy_protocol)
-            }
+            ListenerFilterKind::ProxyProtocol {
+                allow_requests_without_proxy_protocol,
+            } => self.read_proxy_header(*allow_requests_without_proxy_protocol),
         }
     }
 
@@ -135,7 +138,11 @@ impl Inspection {
             Hello::Found { server_name, alpn } => {
                 stats.tls_found.inc();
                 let counters = [
-                    (server_name.is_some(), &stats.sni_found, &stats.sni_not_found),
+                    (
+                        server_name.is_some(),
+                        &stats.sni_found,
+                        &stats.sni_not_found,
+                    ),
                     (!alpn.is_empty(), &stats.alpn_found, &stats.alpn_not_found),
                 ];
                 for (found, yes, no) in counters {
@@ -190,7 +197,10 @@ impl Inspection {
 
     async fn read(&mut self, stream: &TcpStream) -> Result<(), InspectError> {
         loop {
-            stream.readable().await.map_err(|_| InspectError::RemoteClose)?;
+            stream
+                .readable()
+                .await
+                .map_err(|_| InspectError::RemoteClose)?;
             let read = SCRATCH.with_borrow_mut(|scratch| {
                 let n = stream.try_read(scratch)?;
                 self.bytes.extend_from_slice(&scratch[..n]);

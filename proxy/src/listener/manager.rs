@@ -138,14 +138,23 @@ impl ListenerManager {
             limit: ConnectionLimit::new(max_connections),
             workers: workers.into(),
         };
-        Self { shared, listeners: BTreeMap::new(), stats, draining: None }
+        Self {
+            shared,
+            listeners: BTreeMap::new(),
+            stats,
+            draining: None,
+        }
     }
 
     /// What must be there before `listener` is applied.
     #[must_use]
     pub fn needs(listener: &Listener) -> Needs {
         let mut needs = Needs::default();
-        for chain in listener.filter_chains.iter().chain(&listener.default_filter_chain) {
+        for chain in listener
+            .filter_chains
+            .iter()
+            .chain(&listener.default_filter_chain)
+        {
             if let Some(TerminalFilter::Http(http)) = &chain.terminal
                 && let RouteSource::Rds { name, .. } = &http.route
                 && !needs.routes.contains(name)
@@ -190,7 +199,14 @@ impl ListenerManager {
         let runtime = ListenerRuntime::build(config, &self.shared, &HashMap::new(), None)?;
         let bindings = self.bind_all(&runtime, &[])?;
         self.start(&runtime);
-        self.listeners.insert(name, Managed { fingerprint, runtime, bindings });
+        self.listeners.insert(
+            name,
+            Managed {
+                fingerprint,
+                runtime,
+                bindings,
+            },
+        );
         self.stats.added.inc();
         Ok(Applied::Added)
     }
@@ -226,22 +242,38 @@ impl ListenerManager {
         }
         self.start(&runtime);
         let addresses: Vec<_> = old_runtime.config.addresses.clone();
-        let gone: Vec<_> =
-            addresses.into_iter().filter(|a| !config.addresses.contains(a)).collect();
+        let gone: Vec<_> = addresses
+            .into_iter()
+            .filter(|a| !config.addresses.contains(a))
+            .collect();
         self.shared.table.withdraw(&gone, &config.name);
         let name = Arc::clone(&config.name);
         self.retire(&old_runtime, Some(&runtime), !in_place);
-        self.listeners.insert(name, Managed { fingerprint, runtime, bindings });
+        self.listeners.insert(
+            name,
+            Managed {
+                fingerprint,
+                runtime,
+                bindings,
+            },
+        );
         self.stats.modified.inc();
         if in_place {
             self.stats.in_place.inc();
         }
-        Ok(if in_place { Applied::InPlace } else { Applied::Replaced })
+        Ok(if in_place {
+            Applied::InPlace
+        } else {
+            Applied::Replaced
+        })
     }
 
     /// Publishes a runtime under its addresses.
     fn start(&self, runtime: &Arc<ListenerRuntime>) {
-        if self.draining.is_some_and(|scope| scope.covers(&runtime.config)) {
+        if self
+            .draining
+            .is_some_and(|scope| scope.covers(&runtime.config))
+        {
             for chain in runtime.chain_runtimes() {
                 chain.drain.drain();
             }
@@ -276,7 +308,10 @@ impl ListenerManager {
             match made {
                 Ok(binding) => bindings.push(binding),
                 Err(error) => {
-                    for made in bindings.iter().filter(|b| !old.iter().any(|o| Arc::ptr_eq(o, b))) {
+                    for made in bindings
+                        .iter()
+                        .filter(|b| !old.iter().any(|o| Arc::ptr_eq(o, b)))
+                    {
                         made.stop();
                     }
                     return Err(error);
@@ -307,8 +342,13 @@ impl ListenerManager {
         }
         let binding = Binding::new(bound, Arc::clone(runtime));
         for (socket, commands) in sockets.into_iter().zip(self.shared.workers.iter()) {
-            let command = Command::Listen { binding: Arc::clone(&binding), socket };
-            commands.send(command).map_err(|_| ListenerError::WorkerGone)?;
+            let command = Command::Listen {
+                binding: Arc::clone(&binding),
+                socket,
+            };
+            commands
+                .send(command)
+                .map_err(|_| ListenerError::WorkerGone)?;
         }
         Ok(binding)
     }
@@ -318,12 +358,19 @@ impl ListenerManager {
         let goes_on = |chain: &&Arc<ChainRuntime>| {
             new.is_some_and(|n| n.chain_runtimes().any(|c| Arc::ptr_eq(c, chain)))
         };
-        let gone: Vec<_> =
-            old.chain_runtimes().filter(|c| !goes_on(c)).map(Arc::clone).collect();
+        let gone: Vec<_> = old
+            .chain_runtimes()
+            .filter(|c| !goes_on(c))
+            .map(Arc::clone)
+            .collect();
         if gone.is_empty() {
             return;
         }
-        let gauge = if whole { &self.stats.draining } else { &self.stats.chains_draining };
+        let gauge = if whole {
+            &self.stats.draining
+        } else {
+            &self.stats.chains_draining
+        };
         let weight = if whole { 1 } else { gone.len() as i64 };
         gauge.add(weight);
         for chain in &gone {
@@ -340,11 +387,15 @@ impl ListenerManager {
 
     /// Removes a listener: stops accepting at once, drains its connections. False when there is none.
     pub fn remove(&mut self, name: &str) -> bool {
-        let Some(managed) = self.listeners.remove(name) else { return false };
+        let Some(managed) = self.listeners.remove(name) else {
+            return false;
+        };
         for binding in &managed.bindings {
             binding.stop();
         }
-        self.shared.table.withdraw(&managed.runtime.config.addresses, name);
+        self.shared
+            .table
+            .withdraw(&managed.runtime.config.addresses, name);
         self.retire(&managed.runtime, None, true);
         self.stats.removed.inc();
         self.stats.active.set(self.listeners.len() as i64);
@@ -355,8 +406,14 @@ impl ListenerManager {
     /// time, or with `skip_exit` never. Open connections are not closed.
     pub fn drain_all(&mut self, inbound_only: bool, graceful: bool, skip_exit: bool) {
         let scope = DrainScope { inbound_only };
-        let covered = || self.listeners.values().filter(|m| scope.covers(&m.runtime.config));
-        let bindings: Vec<_> = covered().flat_map(|m| m.bindings.iter().map(Arc::clone)).collect();
+        let covered = || {
+            self.listeners
+                .values()
+                .filter(|m| scope.covers(&m.runtime.config))
+        };
+        let bindings: Vec<_> = covered()
+            .flat_map(|m| m.bindings.iter().map(Arc::clone))
+            .collect();
         let stopped = self.stats.stopped.clone();
         let stop = move || {
             for binding in &bindings {
@@ -408,7 +465,9 @@ impl ListenerManager {
     /// The current configuration of a listener.
     #[must_use]
     pub fn config(&self, name: &str) -> Option<Arc<Listener>> {
-        self.listeners.get(name).map(|m| Arc::clone(&m.runtime.config))
+        self.listeners
+            .get(name)
+            .map(|m| Arc::clone(&m.runtime.config))
     }
 }
 
@@ -429,7 +488,9 @@ const fn listen_options(config: &Listener) -> ListenOptions {
 }
 
 fn secrets_of(chain: &FilterChain, secrets: &mut Vec<SdsConfig>) {
-    let Some(tls) = &chain.transport_socket else { return };
+    let Some(tls) = &chain.transport_socket else {
+        return;
+    };
     let certificates = tls.common.certificates.iter().filter_map(|c| match c {
         SecretRef::Sds(config) => Some(config),
         SecretRef::Inline(_) => None,
@@ -449,8 +510,11 @@ fn kept_chains(
     old: &ListenerRuntime,
     old_print: &Fingerprint,
 ) -> HashMap<usize, Arc<ChainRuntime>> {
-    let before: HashMap<_, _> =
-        old_print.chains.iter().zip(&old.config.filter_chains).collect();
+    let before: HashMap<_, _> = old_print
+        .chains
+        .iter()
+        .zip(&old.config.filter_chains)
+        .collect();
     let mut keep = HashMap::new();
     for (print, chain) in new_print.chains.iter().zip(&new.filter_chains) {
         if let Some(kept) = before.get(print).and_then(|c| old.chain(c)) {

@@ -28,7 +28,11 @@ pub enum Header {
 pub fn parse_header(bytes: &[u8]) -> Header {
     let n = bytes.len().min(SIGNATURE.len());
     if bytes[..n] == SIGNATURE[..n] {
-        return if n < SIGNATURE.len() { Header::NeedMore } else { v2(bytes) };
+        return if n < SIGNATURE.len() {
+            Header::NeedMore
+        } else {
+            v2(bytes)
+        };
     }
     let n = bytes.len().min(6);
     if bytes[..n] != b"PROXY "[..n] {
@@ -57,12 +61,10 @@ fn v1(line: &[u8], length: usize) -> Header {
         }
         let pair = |v4: bool| -> Option<(SocketAddr, SocketAddr)> {
             Some(if v4 {
-                let ips: (Ipv4Addr, Ipv4Addr) =
-                    (source.parse().ok()?, destination.parse().ok()?);
+                let ips: (Ipv4Addr, Ipv4Addr) = (source.parse().ok()?, destination.parse().ok()?);
                 ((ips.0, ports.0).into(), (ips.1, ports.1).into())
             } else {
-                let ips: (Ipv6Addr, Ipv6Addr) =
-                    (source.parse().ok()?, destination.parse().ok()?);
+                let ips: (Ipv6Addr, Ipv6Addr) = (source.parse().ok()?, destination.parse().ok()?);
                 ((ips.0, ports.0).into(), (ips.1, ports.1).into())
             })
         };
@@ -72,27 +74,45 @@ fn v1(line: &[u8], length: usize) -> Header {
             _ => None,
         }
     };
-    parsed().map_or(Header::Invalid, |addresses| Header::Found { length, addresses })
+    parsed().map_or(Header::Invalid, |addresses| Header::Found {
+        length,
+        addresses,
+    })
 }
 
 fn v2(bytes: &[u8]) -> Header {
-    let Some([command, family, high, low]) = bytes.get(12..16) else { return Header::NeedMore };
+    let Some([command, family, high, low]) = bytes.get(12..16) else {
+        return Header::NeedMore;
+    };
     let size = usize::from(u16::from_be_bytes([*high, *low]));
     let length = 16 + size;
     if command >> 4 != 2 || command & 0xf > 1 {
         return Header::Invalid;
     }
-    let Some(body) = bytes.get(16..length) else { return Header::NeedMore };
+    let Some(body) = bytes.get(16..length) else {
+        return Header::NeedMore;
+    };
     if command & 0xf == 0 {
-        return Header::Found { length, addresses: None };
+        return Header::Found {
+            length,
+            addresses: None,
+        };
     }
     let addresses = match family {
         0x11 => v2_ipv4(body),
         0x21 => v2_ipv6(body),
         // Unspecified, datagram and Unix families carry no usable addresses.
-        _ => return Header::Found { length, addresses: None },
+        _ => {
+            return Header::Found {
+                length,
+                addresses: None,
+            };
+        }
     };
-    addresses.map_or(Header::Invalid, |pair| Header::Found { length, addresses: Some(pair) })
+    addresses.map_or(Header::Invalid, |pair| Header::Found {
+        length,
+        addresses: Some(pair),
+    })
 }
 
 fn port(bytes: &[u8]) -> Option<u16> {
@@ -100,13 +120,21 @@ fn port(bytes: &[u8]) -> Option<u16> {
 }
 
 fn v2_ipv4(body: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    let ip = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(body.get(at..at + 4)?).ok()?));
+    let ip = |at: usize| {
+        Some(Ipv4Addr::from(
+            <[u8; 4]>::try_from(body.get(at..at + 4)?).ok()?,
+        ))
+    };
     let (source, destination) = (port(body.get(8..10)?)?, port(body.get(10..12)?)?);
     Some(((ip(0)?, source).into(), (ip(4)?, destination).into()))
 }
 
 fn v2_ipv6(body: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    let ip = |at: usize| Some(Ipv6Addr::from(<[u8; 16]>::try_from(body.get(at..at + 16)?).ok()?));
+    let ip = |at: usize| {
+        Some(Ipv6Addr::from(
+            <[u8; 16]>::try_from(body.get(at..at + 16)?).ok()?,
+        ))
+    };
     let (source, destination) = (port(body.get(32..34)?)?, port(body.get(34..36)?)?);
     Some(((ip(0)?, source).into(), (ip(16)?, destination).into()))
 }
@@ -123,29 +151,64 @@ mod tests {
     fn headers_are_read() {
         let v1: &[u8] = b"PROXY TCP4 192.0.2.1 192.0.2.2 5000 443\r\nGET";
         let mut v2 = SIGNATURE.to_vec();
-        v2.extend_from_slice(&[0x21, 0x11, 0, 12, 192, 0, 2, 1, 192, 0, 2, 2, 0x13, 0x88, 1, 0xbb]);
+        v2.extend_from_slice(&[
+            0x21, 0x11, 0, 12, 192, 0, 2, 1, 192, 0, 2, 2, 0x13, 0x88, 1, 0xbb,
+        ]);
         let mut local = SIGNATURE.to_vec();
         local.extend_from_slice(&[0x20, 0, 0, 0]);
         let mut short = SIGNATURE.to_vec();
         short.extend_from_slice(&[0x21, 0x11, 0, 4, 1, 2, 3, 4]);
         let addresses = pair("192.0.2.1:5000", "192.0.2.2:443");
         let cases: [(&[u8], Header); 12] = [
-            (v1, Header::Found { length: 41, addresses }),
+            (
+                v1,
+                Header::Found {
+                    length: 41,
+                    addresses,
+                },
+            ),
             (&v1[..20], Header::NeedMore),
-            (b"PROXY TCP6 ::1 ::2 1 2\r\n", Header::Found { length: 24, addresses: pair("[::1]:1", "[::2]:2") }),
-            (b"PROXY UNKNOWN\r\n", Header::Found { length: 15, addresses: None }),
+            (
+                b"PROXY TCP6 ::1 ::2 1 2\r\n",
+                Header::Found {
+                    length: 24,
+                    addresses: pair("[::1]:1", "[::2]:2"),
+                },
+            ),
+            (
+                b"PROXY UNKNOWN\r\n",
+                Header::Found {
+                    length: 15,
+                    addresses: None,
+                },
+            ),
             (b"PROXY TCP4 1.2.3.4 x 1 2\r\n", Header::Invalid),
             (b"PROXY TCP4 1.2.3.4 1.2.3.5 1 99999\r\n", Header::Invalid),
             (b"GET / HTTP/1.1\r\n", Header::Absent),
             (b"", Header::NeedMore),
-            (&v2, Header::Found { length: 28, addresses }),
+            (
+                &v2,
+                Header::Found {
+                    length: 28,
+                    addresses,
+                },
+            ),
             (&v2[..20], Header::NeedMore),
-            (&local, Header::Found { length: 16, addresses: None }),
+            (
+                &local,
+                Header::Found {
+                    length: 16,
+                    addresses: None,
+                },
+            ),
             (&short, Header::Invalid),
         ];
         for (bytes, expected) in cases {
             assert_eq!(parse_header(bytes), expected, "{bytes:?}");
         }
-        assert_eq!(parse_header(&[&b"PROXY "[..], &[b'x'; 120]].concat()), Header::Invalid);
+        assert_eq!(
+            parse_header(&[&b"PROXY "[..], &[b'x'; 120]].concat()),
+            Header::Invalid
+        );
     }
 }

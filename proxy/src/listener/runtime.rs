@@ -84,10 +84,15 @@ impl ChainRuntime {
         store: &Arc<Store>,
     ) -> Result<Arc<Self>, ListenerError> {
         let tls = config.transport_socket.as_ref().map(|tls| {
-            DownstreamContext::build(tls, store)
-                .map_err(|cause| ListenerError::Tls { chain: Arc::clone(&config.name), cause })
+            DownstreamContext::build(tls, store).map_err(|cause| ListenerError::Tls {
+                chain: Arc::clone(&config.name),
+                cause,
+            })
         });
-        let sni_cluster = config.filters.iter().any(|f| matches!(f, NetworkFilter::SniCluster));
+        let sni_cluster = config
+            .filters
+            .iter()
+            .any(|f| matches!(f, NetworkFilter::SniCluster));
         let terminal = match &config.terminal {
             None => Terminal::None,
             Some(TerminalFilter::TcpProxy(tcp)) => Terminal::Tcp(
@@ -119,7 +124,10 @@ impl ConnectionLimit {
     /// At most `max` connections; `None` = no cap.
     #[must_use]
     pub fn new(max: Option<u64>) -> Arc<Self> {
-        Arc::new(Self { max, active: AtomicU64::new(0) })
+        Arc::new(Self {
+            max,
+            active: AtomicU64::new(0),
+        })
     }
 
     /// Takes a place if one is free. Give it back with [`Self::release`].
@@ -314,7 +322,11 @@ impl ListenerRuntime {
         previous: Option<&Self>,
     ) -> Result<Arc<Self>, ListenerError> {
         let mut runtimes = HashMap::new();
-        for chain in config.filter_chains.iter().chain(&config.default_filter_chain) {
+        for chain in config
+            .filter_chains
+            .iter()
+            .chain(&config.default_filter_chain)
+        {
             let runtime = match keep.get(&key(chain)) {
                 Some(kept) => Arc::clone(kept),
                 None => ChainRuntime::build(chain, &config, &shared.store)?,
@@ -379,7 +391,10 @@ impl ListenerTable {
             SocketAddr::from(([0u16; 8], destination.port()))
         };
         let entries = self.entries.read();
-        entries.get(&destination).or_else(|| entries.get(&wildcard)).cloned()
+        entries
+            .get(&destination)
+            .or_else(|| entries.get(&wildcard))
+            .cloned()
     }
 
     /// Publishes a listener under its addresses.
@@ -394,7 +409,10 @@ impl ListenerTable {
     pub fn withdraw(&self, addresses: &[SocketAddr], name: &str) {
         let mut entries = self.entries.write();
         for address in addresses {
-            if entries.get(address).is_some_and(|r| *r.config.name == *name) {
+            if entries
+                .get(address)
+                .is_some_and(|r| *r.config.name == *name)
+            {
                 entries.remove(address);
             }
         }

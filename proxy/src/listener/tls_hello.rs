@@ -88,7 +88,8 @@ impl<'a> Reader<'a> {
     }
 
     fn u16(&mut self) -> Option<usize> {
-        self.take(2).map(|b| usize::from(u16::from_be_bytes([b[0], b[1]])))
+        self.take(2)
+            .map(|b| usize::from(u16::from_be_bytes([b[0], b[1]])))
     }
 
     fn vec8(&mut self) -> Option<&'a [u8]> {
@@ -175,9 +176,16 @@ mod tests {
 
     #[test]
     fn name_and_protocols_are_found_however_the_bytes_arrive() {
-        let bytes = hello("outbound_.80_._.a.b.svc.cluster.local", &["istio-http/1.1", "istio"]);
+        let bytes = hello(
+            "outbound_.80_._.a.b.svc.cluster.local",
+            &["istio-http/1.1", "istio"],
+        );
         for cut in 0..bytes.len() {
-            assert_eq!(parse_client_hello(&bytes[..cut]), Hello::NeedMore, "{cut} bytes");
+            assert_eq!(
+                parse_client_hello(&bytes[..cut]),
+                Hello::NeedMore,
+                "{cut} bytes"
+            );
         }
         let expected = Hello::Found {
             server_name: Some("outbound_.80_._.a.b.svc.cluster.local".into()),

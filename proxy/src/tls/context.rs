@@ -77,7 +77,10 @@ impl Materials {
             None => None,
             Some(validation) => {
                 let default = LoadedValidation::load(&validation.default)?;
-                let sds = validation.sds.as_ref().map(|config| secrets.validation(config));
+                let sds = validation
+                    .sds
+                    .as_ref()
+                    .map(|config| secrets.validation(config));
                 if sds.is_none() && default.roots.is_none() {
                     if !default.context.subject_alt_names.is_empty() {
                         return Err(ContextError::SanWithoutCa);
@@ -108,13 +111,19 @@ impl Materials {
             Some(slot) => Some(slot.load()?),
             None => None,
         };
-        Some(Snapshot { certificates, validation })
+        Some(Snapshot {
+            certificates,
+            validation,
+        })
     }
 
     /// Merges the two validation contexts as protobuf's MergeFrom does: what SDS sets wins, lists add up.
     fn requirements(&self, snapshot: &Snapshot) -> Requirements {
         let Some(trust) = &self.trust else {
-            return Requirements { none_asked: true, ..Requirements::default() };
+            return Requirements {
+                none_asked: true,
+                ..Requirements::default()
+            };
         };
         let own = &trust.default;
         let mut merged = Requirements {
@@ -135,7 +144,9 @@ impl Materials {
             if !sds.crls.is_empty() {
                 merged.crls.clone_from(&sds.crls);
             }
-            merged.sans.extend(sds.context.subject_alt_names.iter().cloned());
+            merged
+                .sans
+                .extend(sds.context.subject_alt_names.iter().cloned());
             merged.spki_pins.extend(&sds.spki_pins);
             merged.hash_pins.extend(&sds.hash_pins);
             merged.only_leaf_crl |= sds.context.only_verify_leaf_cert_crl;
@@ -149,7 +160,11 @@ impl Materials {
 impl Snapshot {
     fn same(&self, other: &Self) -> bool {
         let certificates = self.certificates.len() == other.certificates.len()
-            && self.certificates.iter().zip(&other.certificates).all(|(a, b)| Arc::ptr_eq(a, b));
+            && self
+                .certificates
+                .iter()
+                .zip(&other.certificates)
+                .all(|(a, b)| Arc::ptr_eq(a, b));
         let validation = match (&self.validation, &other.validation) {
             (None, None) => true,
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
@@ -177,7 +192,10 @@ struct Lazy<T> {
 
 impl<T> Default for Lazy<T> {
     fn default() -> Self {
-        Self { built: ArcSwapOption::empty(), building: Mutex::new(()) }
+        Self {
+            built: ArcSwapOption::empty(),
+            building: Mutex::new(()),
+        }
     }
 }
 
@@ -194,7 +212,9 @@ impl<T> Lazy<T> {
             return Ok(built);
         }
         let _guard = self.building.lock();
-        let snapshot = materials.snapshot().ok_or_else(TlsFailure::secret_missing)?;
+        let snapshot = materials
+            .snapshot()
+            .ok_or_else(TlsFailure::secret_missing)?;
         if let Some(built) = self.built.load_full()
             && built.snapshot.same(&snapshot)
         {
@@ -202,8 +222,11 @@ impl<T> Lazy<T> {
             return Ok(built);
         }
         let value = build(&snapshot)?;
-        let built =
-            Arc::new(Built { generation: AtomicU64::new(generation), snapshot, value });
+        let built = Arc::new(Built {
+            generation: AtomicU64::new(generation),
+            snapshot,
+            value,
+        });
         self.built.store(Some(Arc::clone(&built)));
         Ok(built)
     }
@@ -219,9 +242,8 @@ where
     F: Future<Output = io::Result<T>> + Unpin,
 {
     poll_fn(|cx| {
-        with_handshake(dns_name.as_ref(), || Pin::new(&mut handshake).poll(cx)).map_err(|e| {
-            take_failure().map_or_else(|| TlsFailure::from_io(&e), TlsFailure::from)
-        })
+        with_handshake(dns_name.as_ref(), || Pin::new(&mut handshake).poll(cx))
+            .map_err(|e| take_failure().map_or_else(|| TlsFailure::from_io(&e), TlsFailure::from))
     })
     .await
 }
@@ -238,9 +260,8 @@ impl Certificates {
             return Some(0);
         }
         let rank = |c: &LoadedCertificate| {
-            let named = name.is_some_and(|n| {
-                c.leaf.sans_of(SanType::Dns).any(|san| covers(san, n))
-            });
+            let named =
+                name.is_some_and(|n| c.leaf.sans_of(SanType::Dns).any(|san| covers(san, n)));
             let ecdsa = c.key.key.algorithm() == SignatureAlgorithm::ECDSA;
             (!named, !ecdsa)
         };
@@ -253,7 +274,8 @@ impl Certificates {
 fn covers(san: &str, name: &str) -> bool {
     san.eq_ignore_ascii_case(name)
         || san.strip_prefix("*.").is_some_and(|suffix| {
-            name.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(suffix))
+            name.split_once('.')
+                .is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(suffix))
         })
 }
 
@@ -270,7 +292,10 @@ impl ResolvesClientCert for Certificates {
         _root_hint_subjects: &[&[u8]],
         schemes: &[SignatureScheme],
     ) -> Option<Arc<CertifiedKey>> {
-        let usable = self.0.iter().find(|c| c.key.key.choose_scheme(schemes).is_some());
+        let usable = self
+            .0
+            .iter()
+            .find(|c| c.key.key.choose_scheme(schemes).is_some());
         usable.map(|c| Arc::clone(&c.key))
     }
 
@@ -335,7 +360,9 @@ fn review<'a>(
         && (resumed || verifier.requirements.accept_untrusted)
     {
         let now = verify::now();
-        let verdict = verifier.requirements.verify(leaf, intermediates, now, usage, dns_name);
+        let verdict = verifier
+            .requirements
+            .verify(leaf, intermediates, now, usage, dns_name);
         validated = verdict.map_err(|(failure, _)| failure)? == Verdict::Validated;
     }
     let facts = CertificateFacts::parse(leaf).unwrap_or_default();
@@ -393,8 +420,8 @@ impl DownstreamContext {
             none_asked: requirements.none_asked && !required,
             ..requirements
         };
-        let verifier = (required || !requirements.none_asked)
-            .then(|| Verifier::new(requirements, required));
+        let verifier =
+            (required || !requirements.none_asked).then(|| Verifier::new(requirements, required));
         let certificates = Arc::new(Certificates(snapshot.certificates.clone()));
         let builder = ServerConfig::builder_with_provider(crypto::provider(&self.config.common)?)
             .with_protocol_versions(crypto::versions(&self.config.common)?)
@@ -412,7 +439,12 @@ impl DownstreamContext {
         server.send_tls13_tickets = 2;
         let without_alpn = Arc::new(server.clone());
         server.alpn_protocols.clone_from(&self.alpn);
-        Ok(ServerSide { with_alpn: Arc::new(server), without_alpn, certificates, verifier })
+        Ok(ServerSide {
+            with_alpn: Arc::new(server),
+            without_alpn,
+            certificates,
+            verifier,
+        })
     }
 
     /// Runs the server handshake. The caller sets the deadline.
@@ -423,9 +455,13 @@ impl DownstreamContext {
         &self,
         mut io: Rewound,
     ) -> Result<(Box<server::TlsStream<Rewound>>, Arc<TlsInfo>), TlsFailure> {
-        let built = self.lazy.current(&self.materials, |s| self.server_side(s))?;
+        let built = self
+            .lazy
+            .current(&self.materials, |s| self.server_side(s))?;
         let side = &built.value;
-        let first = first_bytes(&mut io).await.map_err(|e| TlsFailure::from_io(&e))?;
+        let first = first_bytes(&mut io)
+            .await
+            .map_err(|e| TlsFailure::from_io(&e))?;
         // Handshake record, or an alert of a client that gave up. Anything else is not TLS.
         if !matches!(first[0], 0x15 | 0x16) {
             return Err(TlsFailure::not_tls(&first));
@@ -435,17 +471,30 @@ impl DownstreamContext {
             .map_err(|e| TlsFailure::from_io(&e))?;
         let (config, local) = {
             let hello = hello.client_hello();
-            let index = side.certificates.select(hello.server_name(), hello.signature_schemes());
-            let offered = hello.alpn().is_some_and(|mut offered| {
-                offered.any(|p| self.alpn.iter().any(|own| own == p))
-            });
-            let config = if offered { &side.with_alpn } else { &side.without_alpn };
-            (Arc::clone(config), index.and_then(|i| side.certificates.0.get(i)))
+            let index = side
+                .certificates
+                .select(hello.server_name(), hello.signature_schemes());
+            let offered = hello
+                .alpn()
+                .is_some_and(|mut offered| offered.any(|p| self.alpn.iter().any(|own| own == p)));
+            let config = if offered {
+                &side.with_alpn
+            } else {
+                &side.without_alpn
+            };
+            (
+                Arc::clone(config),
+                index.and_then(|i| side.certificates.0.get(i)),
+            )
         };
         let stream = drive(hello.into_stream(config), None).await?;
         let connection = stream.get_ref().1;
-        let (peer, validated) =
-            review(side.verifier.as_deref(), connection, KeyUsage::client_auth(), None)?;
+        let (peer, validated) = review(
+            side.verifier.as_deref(),
+            connection,
+            KeyUsage::client_auth(),
+            None,
+        )?;
         if peer.is_none() && self.config.require_client_certificate {
             return Err(TlsFailure::no_certificate());
         }
@@ -515,20 +564,31 @@ pub struct ClientCores {
 
 impl ClientCores {
     fn share(&self, common: &CommonTls, store: &Store) -> Result<Arc<ClientCore>, ContextError> {
-        let common = CommonTls { alpn_protocols: Vec::new(), ..common.clone() };
+        let common = CommonTls {
+            alpn_protocols: Vec::new(),
+            ..common.clone()
+        };
         let mut hasher = DefaultHasher::new();
         // Debug text leaves inline bytes out; the comparison below looks at them.
         format!("{common:?}").hash(&mut hasher);
         let mut cores = self.cores.lock();
         let same = cores.entry(hasher.finish()).or_default();
         same.retain(|c| c.strong_count() > 0);
-        if let Some(core) = same.iter().filter_map(Weak::upgrade).find(|c| c.common == common) {
+        if let Some(core) = same
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|c| c.common == common)
+        {
             return Ok(core);
         }
         let materials = Materials::build(&common, &store.secrets)?;
         crypto::provider(&common)?;
         crypto::versions(&common)?;
-        let core = Arc::new(ClientCore { common, materials, lazy: Lazy::default() });
+        let core = Arc::new(ClientCore {
+            common,
+            materials,
+            lazy: Lazy::default(),
+        });
         same.push(Arc::downgrade(&core));
         Ok(core)
     }
@@ -547,7 +607,11 @@ impl ClientCore {
         } else {
             builder.with_client_cert_resolver(Arc::new(Certificates(snapshot.certificates.clone())))
         };
-        Ok(ClientSide { template, verifier, sessions: Arc::default() })
+        Ok(ClientSide {
+            template,
+            verifier,
+            sessions: Arc::default(),
+        })
     }
 }
 
@@ -579,12 +643,18 @@ impl UpstreamContext {
         socket: TcpStream,
         options: HandshakeOptions<'_>,
     ) -> Result<(Box<client::TlsStream<TcpStream>>, Arc<TlsInfo>), TlsFailure> {
-        let built = self.core.lazy.current(&self.core.materials, |s| self.core.client_side(s))?;
+        let built = self
+            .core
+            .lazy
+            .current(&self.core.materials, |s| self.core.client_side(s))?;
         let side = &built.value;
         let endpoint = socket.peer_addr().map_err(|e| TlsFailure::from_io(&e))?;
         let mut config = side.template.clone();
         config.alpn_protocols = options.alpn.map_or_else(|| self.alpn.clone(), wire);
-        let sessions = EndpointSessions { cache: Arc::clone(&side.sessions), endpoint };
+        let sessions = EndpointSessions {
+            cache: Arc::clone(&side.sessions),
+            endpoint,
+        };
         config.resumption = Resumption::store(Arc::new(sessions));
         let name = match options.server_name.or(self.config.sni.as_deref()) {
             // Without SNI rustls still wants a name: an address is never sent.

@@ -111,7 +111,10 @@ fn cipher_suites(common: &CommonTls) -> Result<Vec<SupportedCipherSuite>, Contex
                 }
                 usable += 1;
             } else if UNSUPPORTED.contains(&name) {
-                tracing::debug!(cipher = name, "cipher suite is not implemented, not offered");
+                tracing::debug!(
+                    cipher = name,
+                    "cipher suite is not implemented, not offered"
+                );
             } else {
                 return Err(ContextError::UnknownCipher(name.into()));
             }
@@ -209,7 +212,10 @@ mod tests {
     fn listed_tls12_ciphers_are_offered_in_their_order_and_others_are_not() {
         let ciphers = ["ECDHE-RSA-AES256-GCM-SHA384", "AES256-GCM-SHA384"];
         let p = provider(&common(&ciphers, &[], TlsVersion::V1_2)).expect("usable");
-        assert_eq!(p.cipher_suites[3..], [cs::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384]);
+        assert_eq!(
+            p.cipher_suites[3..],
+            [cs::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384]
+        );
     }
 
     #[test]
@@ -224,10 +230,18 @@ mod tests {
 
     #[test]
     fn the_hybrid_group_comes_first_by_default() {
-        let names: Vec<_> = default_crypto().kx_groups.iter().map(|g| g.name()).collect();
+        let names: Vec<_> = default_crypto()
+            .kx_groups
+            .iter()
+            .map(|g| g.name())
+            .collect();
         assert_eq!(
             names,
-            [NamedGroup::X25519MLKEM768, NamedGroup::X25519, NamedGroup::secp256r1]
+            [
+                NamedGroup::X25519MLKEM768,
+                NamedGroup::X25519,
+                NamedGroup::secp256r1
+            ]
         );
     }
 }

@@ -54,7 +54,9 @@ pub enum ContextError {
     #[error("No TLS certificates found for server context")]
     NoCertificate,
     /// SAN matchers without a trusted CA in a context that takes no secret.
-    #[error("SAN-based verification of peer certificates without trusted CA is insecure and not allowed")]
+    #[error(
+        "SAN-based verification of peer certificates without trusted CA is insecure and not allowed"
+    )]
     SanWithoutCa,
     /// An inline certificate, key or validation context does not load.
     #[error(transparent)]
@@ -77,13 +79,22 @@ const CERTIFICATE_VERIFY_FAILED: u32 = 125;
 
 impl From<ContextError> for TlsFailure {
     fn from(e: ContextError) -> Self {
-        Self { reason: e.to_string(), secret_missing: false, kind: FailureKind::Connection }
+        Self {
+            reason: e.to_string(),
+            secret_missing: false,
+            kind: FailureKind::Connection,
+        }
     }
 }
 
 impl From<VerifyFailure> for TlsFailure {
     fn from(e: VerifyFailure) -> Self {
-        Self::openssl(CERTIFICATE_VERIFY_FAILED, "CERTIFICATE_VERIFY_FAILED", &e.text, e.kind)
+        Self::openssl(
+            CERTIFICATE_VERIFY_FAILED,
+            "CERTIFICATE_VERIFY_FAILED",
+            &e.text,
+            e.kind,
+        )
     }
 }
 
@@ -101,7 +112,11 @@ impl TlsFailure {
     /// The text of an OpenSSL error of library 16 (SSL).
     fn openssl(code: u32, name: &str, detail: &str, kind: FailureKind) -> Self {
         let code = (16 << 24) + code;
-        let detail = if detail.is_empty() { String::new() } else { format!(":{detail}") };
+        let detail = if detail.is_empty() {
+            String::new()
+        } else {
+            format!(":{detail}")
+        };
         Self {
             reason: format!(
                 "TLS_error:|{code}:SSL routines:OPENSSL_internal:{name}{detail}:TLS_error_end"
@@ -129,7 +144,10 @@ impl TlsFailure {
     /// The first bytes of a connection are no TLS record. BoringSSL tells plain HTTP from the rest.
     #[must_use]
     pub fn not_tls(first: &[u8]) -> Self {
-        if [&b"GET "[..], b"POST ", b"HEAD ", b"PUT "].iter().any(|m| first.starts_with(m)) {
+        if [&b"GET "[..], b"POST ", b"HEAD ", b"PUT "]
+            .iter()
+            .any(|m| first.starts_with(m))
+        {
             Self::plain(156, "HTTP_REQUEST")
         } else if first.starts_with(b"CONNE") {
             Self::plain(157, "HTTPS_PROXY_REQUEST")
@@ -199,7 +217,9 @@ impl TlsFailure {
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::Tls12NotOffered
-            | PeerIncompatible::Tls12NotOfferedOrEnabled => Self::plain(240, "UNSUPPORTED_PROTOCOL"),
+            | PeerIncompatible::Tls12NotOfferedOrEnabled => {
+                Self::plain(240, "UNSUPPORTED_PROTOCOL")
+            }
             _ => Self::plain(136, "DECODE_ERROR"),
         }
     }
@@ -256,7 +276,10 @@ mod tests {
             "TLS_error:|268435648:SSL routines:OPENSSL_internal:PEER_DID_NOT_RETURN_A_CERTIFICATE:\
              peer did not provide required client certificate:TLS_error_end"
         );
-        let verify = VerifyFailure { kind: FailureKind::San, text: "x".into() };
+        let verify = VerifyFailure {
+            kind: FailureKind::San,
+            text: "x".into(),
+        };
         assert_eq!(
             TlsFailure::from(verify).reason,
             "TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:x:TLS_error_end"

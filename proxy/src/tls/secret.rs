@@ -106,9 +106,9 @@ pub fn read_data_source(source: &DataSource) -> Result<Bytes, SecretError> {
     };
     match source {
         DataSource::Inline(bytes) => Ok(bytes.clone()),
-        DataSource::File(path) => {
-            std::fs::read(&**path).map(Bytes::from).map_err(|e| failed(e.to_string()))
-        }
+        DataSource::File(path) => std::fs::read(&**path)
+            .map(Bytes::from)
+            .map_err(|e| failed(e.to_string())),
         DataSource::Env(name) => std::env::var(&**name)
             .map(|v| Bytes::from(v.into_bytes()))
             .map_err(|e| failed(e.to_string())),
@@ -146,7 +146,10 @@ impl LoadedCertificate {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
             Err(_) => return Err(SecretError::KeyMismatch(chain_origin())),
         }
-        Ok(Self { key: Arc::new(key), leaf })
+        Ok(Self {
+            key: Arc::new(key),
+            leaf,
+        })
     }
 }
 
@@ -162,17 +165,26 @@ impl LoadedValidation {
                 crl: config.crl.as_ref().map(strip),
                 ..config.clone()
             },
-            spki_pins: pins(&config.verify_certificate_spki, "verify_certificate_spki", |v| {
-                base64::engine::general_purpose::STANDARD.decode(v).ok()
-            })?,
-            hash_pins: pins(&config.verify_certificate_hash, "verify_certificate_hash", unhex)?,
+            spki_pins: pins(
+                &config.verify_certificate_spki,
+                "verify_certificate_spki",
+                |v| base64::engine::general_purpose::STANDARD.decode(v).ok(),
+            )?,
+            hash_pins: pins(
+                &config.verify_certificate_hash,
+                "verify_certificate_hash",
+                unhex,
+            )?,
             ..Self::default()
         };
         if let Some(source) = &config.trusted_ca {
             let failed = || SecretError::TrustedCa(origin(source));
             let bundle = certificates(&read_data_source(source)?).ok_or_else(failed)?;
             loaded.roots = Some(Arc::new(Roots::build(&bundle).ok_or_else(failed)?));
-            loaded.authorities = bundle.iter().filter_map(|c| CertificateFacts::parse(c)).collect();
+            loaded.authorities = bundle
+                .iter()
+                .filter_map(|c| CertificateFacts::parse(c))
+                .collect();
         }
         if let Some(source) = &config.crl {
             loaded.crls = crls(source)?;
@@ -195,8 +207,7 @@ fn crls(source: &DataSource) -> Result<Vec<Arc<CertRevocationList<'static>>>, Se
     let mut lists = Vec::new();
     for der in CertificateRevocationListDer::pem_slice_iter(&pem) {
         let der = der.map_err(|e| failed(e.to_string()))?;
-        let list =
-            OwnedCertRevocationList::from_der(&der).map_err(|e| failed(e.to_string()))?;
+        let list = OwnedCertRevocationList::from_der(&der).map_err(|e| failed(e.to_string()))?;
         lists.push(Arc::new(CertRevocationList::from(list)));
     }
     if lists.is_empty() {
@@ -213,7 +224,10 @@ fn pins(
     let decoded = values.iter().map(|v| {
         decode(v)
             .and_then(|b| <[u8; 32]>::try_from(b).ok())
-            .ok_or_else(|| SecretError::Pin { field, value: (&**v).into() })
+            .ok_or_else(|| SecretError::Pin {
+                field,
+                value: (&**v).into(),
+            })
     });
     decoded.collect()
 }
@@ -237,7 +251,9 @@ pub struct SecretSlot<T> {
 
 impl<T> Default for SecretSlot<T> {
     fn default() -> Self {
-        Self { value: ArcSwapOption::empty() }
+        Self {
+            value: ArcSwapOption::empty(),
+        }
     }
 }
 
@@ -324,7 +340,9 @@ impl SecretStore {
 
     fn publish(&self, source: &SdsSource, secret: &Secret, store: impl FnOnce(&Entry)) {
         let mut entries = self.inner.entries.write();
-        let entry = entries.entry((source.clone(), Arc::clone(&secret.name))).or_default();
+        let entry = entries
+            .entry((source.clone(), Arc::clone(&secret.name)))
+            .or_default();
         store(entry);
         entry.config = has_files(&secret.kind).then(|| secret.kind.clone());
         entry.updated = Some(SystemTime::now());
@@ -360,7 +378,10 @@ impl SecretStore {
             .collect();
         let mut failed = Vec::new();
         for (source, name, kind) in held {
-            let secret = Secret { name: Arc::clone(&name), kind };
+            let secret = Secret {
+                name: Arc::clone(&name),
+                kind,
+            };
             if let Err(e) = self.update(&source, &secret) {
                 failed.push((name, e));
             }
@@ -389,14 +410,30 @@ impl SecretStore {
     #[must_use]
     pub fn certificate(&self, config: &SdsConfig) -> Arc<SecretSlot<LoadedCertificate>> {
         let key = (config.source.clone(), Arc::clone(&config.name));
-        Arc::clone(&self.inner.entries.write().entry(key).or_default().certificate)
+        Arc::clone(
+            &self
+                .inner
+                .entries
+                .write()
+                .entry(key)
+                .or_default()
+                .certificate,
+        )
     }
 
     /// The validation slot of an SDS reference, created empty on first mention.
     #[must_use]
     pub fn validation(&self, config: &SdsConfig) -> Arc<SecretSlot<LoadedValidation>> {
         let key = (config.source.clone(), Arc::clone(&config.name));
-        Arc::clone(&self.inner.entries.write().entry(key).or_default().validation)
+        Arc::clone(
+            &self
+                .inner
+                .entries
+                .write()
+                .entry(key)
+                .or_default()
+                .validation,
+        )
     }
 
     /// Whether a secret of that reference has arrived.

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls::NamedGroup;
+use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls_pki_types::ServerName;
 
 /// Tickets kept per server name and endpoint: they are single-use, and a burst of connections takes many.
@@ -73,7 +73,8 @@ impl EndpointSessions {
 
 impl ClientSessionStore for EndpointSessions {
     fn set_kx_hint(&self, server_name: ServerName<'static>, group: NamedGroup) {
-        self.cache.with((server_name, self.endpoint), |s| s.group = Some(group));
+        self.cache
+            .with((server_name, self.endpoint), |s| s.group = Some(group));
     }
 
     fn kx_hint(&self, server_name: &ServerName<'_>) -> Option<NamedGroup> {
@@ -81,18 +82,25 @@ impl ClientSessionStore for EndpointSessions {
     }
 
     fn set_tls12_session(&self, server_name: ServerName<'static>, value: Tls12ClientSessionValue) {
-        self.cache.with((server_name, self.endpoint), |s| s.tls12 = Some(value));
+        self.cache
+            .with((server_name, self.endpoint), |s| s.tls12 = Some(value));
     }
 
     fn tls12_session(&self, server_name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        self.cache.peek(&self.place(server_name), |s| s.tls12.clone())
+        self.cache
+            .peek(&self.place(server_name), |s| s.tls12.clone())
     }
 
     fn remove_tls12_session(&self, server_name: &ServerName<'static>) {
-        self.cache.peek(&self.place(server_name), |s| s.tls12.take());
+        self.cache
+            .peek(&self.place(server_name), |s| s.tls12.take());
     }
 
-    fn insert_tls13_ticket(&self, server_name: ServerName<'static>, value: Tls13ClientSessionValue) {
+    fn insert_tls13_ticket(
+        &self,
+        server_name: ServerName<'static>,
+        value: Tls13ClientSessionValue,
+    ) {
         self.cache.with((server_name, self.endpoint), |s| {
             if s.tickets.len() >= TICKETS {
                 s.tickets.pop_front();
@@ -101,7 +109,11 @@ impl ClientSessionStore for EndpointSessions {
         });
     }
 
-    fn take_tls13_ticket(&self, server_name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        self.cache.peek(&self.place(server_name), |s| s.tickets.pop_back())
+    fn take_tls13_ticket(
+        &self,
+        server_name: &ServerName<'static>,
+    ) -> Option<Tls13ClientSessionValue> {
+        self.cache
+            .peek(&self.place(server_name), |s| s.tickets.pop_back())
     }
 }

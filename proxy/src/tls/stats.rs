@@ -75,7 +75,12 @@ impl SslStats {
             self.no_certificate.inc();
         }
         if let Some(suite) = connection.negotiated_cipher_suite() {
-            self.dynamic("ciphers", &CIPHERS, &self.ciphers, cipher_name(suite.suite()));
+            self.dynamic(
+                "ciphers",
+                &CIPHERS,
+                &self.ciphers,
+                cipher_name(suite.suite()),
+            );
         }
         if let Some(group) = connection.negotiated_key_exchange_group() {
             self.dynamic("curves", &CURVES, &self.curves, curve_name(group.name()));
@@ -84,11 +89,18 @@ impl SslStats {
     }
 
     fn dynamic(&self, family: &str, names: &[&str], cells: &[OnceLock<Counter>], name: &str) {
-        let Some(cell) = names.iter().position(|n| *n == name).and_then(|i| cells.get(i)) else {
+        let Some(cell) = names
+            .iter()
+            .position(|n| *n == name)
+            .and_then(|i| cells.get(i))
+        else {
             return;
         };
-        cell.get_or_init(|| self.registry.counter(&format!("{}.ssl.{family}.{name}", self.prefix)))
-            .inc();
+        cell.get_or_init(|| {
+            self.registry
+                .counter(&format!("{}.ssl.{family}.{name}", self.prefix))
+        })
+        .inc();
     }
 
     /// Counts a failed handshake.

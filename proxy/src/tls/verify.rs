@@ -43,7 +43,9 @@ impl Roots {
         for der in certificates {
             let facts = CertificateFacts::parse(der)?;
             let anchor = webpki::anchor_from_trusted_cert(der).ok()?.to_owned();
-            roots.subjects.push(DistinguishedName::in_sequence(&anchor.subject));
+            roots
+                .subjects
+                .push(DistinguishedName::in_sequence(&anchor.subject));
             roots.anchors.push(anchor);
             roots.validity.push((facts.not_before, facts.not_after));
             roots.fingerprints.push(sha256(der));
@@ -187,18 +189,32 @@ impl Requirements {
         dns_name: Option<&str>,
     ) -> Result<(), (VerifyFailure, CertificateError)> {
         let matched = self.sans.is_empty()
-            || self.sans.iter().any(|m| facts.sans.iter().any(|san| san_matches(m, san)));
-        let named = dns_name
-            .is_none_or(|name| facts.sans_of(SanType::Dns).any(|san| dns_name_match(name, san)));
+            || self
+                .sans
+                .iter()
+                .any(|m| facts.sans.iter().any(|san| san_matches(m, san)));
+        let named = dns_name.is_none_or(|name| {
+            facts
+                .sans_of(SanType::Dns)
+                .any(|san| dns_name_match(name, san))
+        });
         if matched && named {
             return Ok(());
         }
         let sans: Vec<_> = facts.sans.iter().map(|s| s.value.as_str()).collect();
-        let text =
-            format!("verify cert failed: SAN matcher, certificate SANs are [{}]", sans.join(", "));
+        let text = format!(
+            "verify cert failed: SAN matcher, certificate SANs are [{}]",
+            sans.join(", ")
+        );
         // Envoy answers certificate_unknown here; `Other` maps to that alert.
         let error = CertificateError::Other(rustls::OtherError(Arc::new(SanMismatch)));
-        Err((VerifyFailure { kind: FailureKind::San, text }, error))
+        Err((
+            VerifyFailure {
+                kind: FailureKind::San,
+                text,
+            },
+            error,
+        ))
     }
 
     fn check_pins(
@@ -214,7 +230,13 @@ impl Requirements {
         }
         let text = "verify cert failed: cert hash and spki".into();
         let error = CertificateError::Other(rustls::OtherError(Arc::new(SanMismatch)));
-        Err((VerifyFailure { kind: FailureKind::Pin, text }, error))
+        Err((
+            VerifyFailure {
+                kind: FailureKind::Pin,
+                text,
+            },
+            error,
+        ))
     }
 
     fn check_chain(
@@ -228,11 +250,21 @@ impl Requirements {
     ) -> Result<(), ChainFailure> {
         let seconds = now.as_secs() as i64;
         let current = |v: &(i64, i64)| v.0 <= seconds && seconds <= v.1;
-        let chain = ChainCheck { requirements: self, leaf, intermediates, now, usage };
+        let chain = ChainCheck {
+            requirements: self,
+            leaf,
+            intermediates,
+            now,
+            usage,
+        };
         let result = if self.allow_expired || roots.validity.iter().all(current) {
             chain.verify(&roots.anchors)
         } else {
-            let keep = roots.anchors.iter().zip(&roots.validity).filter(|(_, v)| current(v));
+            let keep = roots
+                .anchors
+                .iter()
+                .zip(&roots.validity)
+                .filter(|(_, v)| current(v));
             let usable: Vec<_> = keep.map(|(a, _)| a.clone()).collect();
             match chain.verify(&usable) {
                 Err(webpki::Error::UnknownIssuer) if chain.verify(&roots.anchors).is_ok() => {
@@ -276,9 +308,7 @@ impl ChainCheck<'_> {
         }
         match result {
             // The period of the peer's certificates does not count: look again at a moment inside it.
-            Err(webpki::Error::CertExpired { not_after, .. }) => {
-                self.verify_at(anchors, not_after)
-            }
+            Err(webpki::Error::CertExpired { not_after, .. }) => self.verify_at(anchors, not_after),
             Err(webpki::Error::CertNotValidYet { not_before, .. }) => {
                 self.verify_at(anchors, not_before)
             }
@@ -296,7 +326,10 @@ impl ChainCheck<'_> {
                 RevocationCheckDepth::Chain
             };
             // Unknown status is denied by default: an issuer without a CRL fails, as with OpenSSL.
-            builder.with_depth(depth).with_expiration_policy(ExpirationPolicy::Enforce).build()
+            builder
+                .with_depth(depth)
+                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .build()
         });
         EndEntityCert::try_from(self.leaf)?
             .verify_for_usage(
@@ -346,23 +379,35 @@ fn explain(
             "unable to get certificate CRL",
             CertificateError::UnknownRevocationStatus,
         ),
-        webpki::Error::CrlExpired { .. } => {
-            (0, "CRL has expired", CertificateError::ExpiredRevocationList)
-        }
-        webpki::Error::RequiredEkuNotFoundContext(_) => {
-            (0, "unsupported certificate purpose", CertificateError::InvalidPurpose)
-        }
-        webpki::Error::CaUsedAsEndEntity if leaf.self_issued => {
-            (0, "self signed certificate", CertificateError::UnknownIssuer)
-        }
-        webpki::Error::CaUsedAsEndEntity => {
-            (0, "invalid CA certificate", CertificateError::InvalidPurpose)
-        }
-        webpki::Error::InvalidSignatureForPublicKey => {
-            (0, "certificate signature failure", CertificateError::BadSignature)
-        }
+        webpki::Error::CrlExpired { .. } => (
+            0,
+            "CRL has expired",
+            CertificateError::ExpiredRevocationList,
+        ),
+        webpki::Error::RequiredEkuNotFoundContext(_) => (
+            0,
+            "unsupported certificate purpose",
+            CertificateError::InvalidPurpose,
+        ),
+        webpki::Error::CaUsedAsEndEntity if leaf.self_issued => (
+            0,
+            "self signed certificate",
+            CertificateError::UnknownIssuer,
+        ),
+        webpki::Error::CaUsedAsEndEntity => (
+            0,
+            "invalid CA certificate",
+            CertificateError::InvalidPurpose,
+        ),
+        webpki::Error::InvalidSignatureForPublicKey => (
+            0,
+            "certificate signature failure",
+            CertificateError::BadSignature,
+        ),
         webpki::Error::UnknownIssuer => {
-            let last = intermediates.last().and_then(|c| CertificateFacts::parse(c));
+            let last = intermediates
+                .last()
+                .and_then(|c| CertificateFacts::parse(c));
             let depth = intermediates.len();
             let text = match last {
                 None if leaf.self_issued => "self signed certificate",
@@ -381,7 +426,13 @@ fn chain_error(e: ChainFailure) -> (VerifyFailure, CertificateError) {
         "verify cert failed: X509_verify_cert: certificate verification error at depth {}: {}",
         e.depth, e.text
     );
-    (VerifyFailure { kind: FailureKind::Chain, text }, e.error)
+    (
+        VerifyFailure {
+            kind: FailureKind::Chain,
+            text,
+        },
+        e.error,
+    )
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -394,7 +445,10 @@ fn san_matches(matcher: &SanMatcher, san: &San) -> bool {
     }
     if let (
         SanType::Dns,
-        StringMatcher { pattern: StringPattern::Exact(name), .. },
+        StringMatcher {
+            pattern: StringPattern::Exact(name),
+            ..
+        },
     ) = (san.kind, &matcher.matcher)
     {
         return dns_name_match(name, &san.value);
@@ -431,8 +485,15 @@ impl Verifier {
     /// A verifier. `mandatory` is for the server side.
     #[must_use]
     pub fn new(requirements: Requirements, mandatory: bool) -> Arc<Self> {
-        let subjects = requirements.roots.as_ref().map_or_else(Vec::new, |r| r.subjects.clone());
-        Arc::new(Self { requirements, mandatory, subjects })
+        let subjects = requirements
+            .roots
+            .as_ref()
+            .map_or_else(Vec::new, |r| r.subjects.clone());
+        Arc::new(Self {
+            requirements,
+            mandatory,
+            subjects,
+        })
     }
 
     fn judge(
@@ -443,7 +504,10 @@ impl Verifier {
         usage: KeyUsage,
     ) -> Result<(), Error> {
         let dns_name = PENDING.with_borrow(|p| p.dns_name.clone());
-        match self.requirements.verify(leaf, intermediates, now, usage, dns_name.as_deref()) {
+        match self
+            .requirements
+            .verify(leaf, intermediates, now, usage, dns_name.as_deref())
+        {
             Ok(_) => Ok(()),
             Err((failure, error)) => {
                 PENDING.with_borrow_mut(|p| p.failure = Some(failure));

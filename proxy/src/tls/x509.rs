@@ -42,7 +42,10 @@ pub struct CertificateFacts {
 impl CertificateFacts {
     /// SANs of one type, in order.
     pub fn sans_of(&self, kind: SanType) -> impl Iterator<Item = &str> {
-        self.sans.iter().filter(move |s| s.kind == kind).map(|s| s.value.as_str())
+        self.sans
+            .iter()
+            .filter(move |s| s.kind == kind)
+            .map(|s| s.value.as_str())
     }
 
     /// Reads a DER certificate; `None` when it is not one.
@@ -93,10 +96,22 @@ fn sans(cert: &X509Certificate<'_>) -> Option<Vec<San>> {
     };
     let names = extension.value.general_names.iter().filter_map(|name| {
         Some(match name {
-            GeneralName::RFC822Name(v) => San { kind: SanType::Email, value: (*v).into() },
-            GeneralName::DNSName(v) => San { kind: SanType::Dns, value: (*v).into() },
-            GeneralName::URI(v) => San { kind: SanType::Uri, value: (*v).into() },
-            GeneralName::IPAddress(v) => San { kind: SanType::IpAddress, value: ip_text(v)? },
+            GeneralName::RFC822Name(v) => San {
+                kind: SanType::Email,
+                value: (*v).into(),
+            },
+            GeneralName::DNSName(v) => San {
+                kind: SanType::Dns,
+                value: (*v).into(),
+            },
+            GeneralName::URI(v) => San {
+                kind: SanType::Uri,
+                value: (*v).into(),
+            },
+            GeneralName::IPAddress(v) => San {
+                kind: SanType::IpAddress,
+                value: ip_text(v)?,
+            },
             _ => return None,
         })
     });
@@ -193,11 +208,17 @@ mod tests {
     #[test]
     fn facts_are_printed_as_the_reference_prints_them() {
         let mut params = rcgen::CertificateParams::new(vec!["a.example".into()]).expect("name");
-        let uri = "spiffe://cluster.local/ns/a/sa/b".try_into().expect("ascii");
+        let uri = "spiffe://cluster.local/ns/a/sa/b"
+            .try_into()
+            .expect("ascii");
         params.subject_alt_names.insert(0, rcgen::SanType::URI(uri));
         params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::OrganizationName, "Acme, Inc");
-        params.distinguished_name.push(rcgen::DnType::CommonName, "x");
+        params
+            .distinguished_name
+            .push(rcgen::DnType::OrganizationName, "Acme, Inc");
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "x");
         params.serial_number = Some(vec![0x0a, 0xbc].into());
         let key = rcgen::KeyPair::generate().expect("key");
         let cert = params.self_signed(&key).expect("signed");
