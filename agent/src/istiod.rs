@@ -283,9 +283,12 @@ impl IstiodConnector {
                 stream.set_nodelay(true)?;
                 Ok(stream)
             };
-            match connected.await {
-                Ok(stream) => return Ok(stream),
-                Err(source) => failure = ConnectError::Tcp { address, source },
+            // A silent address must leave time for the next one.
+            let limit = self.config.connect_timeout / 2;
+            match tokio::time::timeout(limit, connected).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(source)) => failure = ConnectError::Tcp { address, source },
+                Err(_) => failure = ConnectError::Timeout(limit),
             }
         }
         Err(failure)
