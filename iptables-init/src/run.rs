@@ -175,8 +175,18 @@ fn choose_tools(config: &Config) -> Result<Option<Vec<Choice>>, RunError> {
     if config.rules.ipv6 {
         let v6 = detect::choose(Family::V6, config.forced)?;
         tools.push(v6.ok_or(RunError::NoIpv6Tool)?);
+    } else if stale_ipv6() {
+        // An earlier run had IPv6 on; its rules must go. A clean ip6 side is never touched.
+        tools.extend(detect::choose(Family::V6, config.forced)?);
     }
     Ok(Some(tools))
+}
+
+/// Whether ip6 tables may hold rules of an earlier run; reads only.
+fn stale_ipv6() -> bool {
+    let in_nft = NftSocket::open()
+        .and_then(|mut socket| nft::iptables_chains_exist(&mut socket, Family::V6));
+    in_nft.unwrap_or(false) || detect::legacy_tables_exist(Family::V6)
 }
 
 fn apply_iptables(config: &Config, tools: Vec<Choice>, log: &Log) -> Result<(), RunError> {
@@ -191,7 +201,11 @@ fn apply_iptables(config: &Config, tools: Vec<Choice>, log: &Log) -> Result<(), 
             iptables::cleanup(stale)?;
         }
         plans.push(FamilyPlan {
-            tables: render_tables(&rules, &config.rules, choice.tool.family),
+            tables: if choice.tool.family == Family::V4 || config.rules.ipv6 {
+                render_tables(&rules, &config.rules, choice.tool.family)
+            } else {
+                Vec::new()
+            },
             tool: choice.tool,
         });
     }
@@ -295,6 +309,14 @@ fn configure_routes(config: &Config, log: &Log) -> Result<(), RunError> {
         plan.address = false;
     }
     let added = routes::apply(plan)?;
+    if plan.tproxy.is_none() {
+        // Of an earlier run in TPROXY mode; looking for what is not there changes nothing.
+        routes::cleanup(RoutePlan {
+            ipv6: true,
+            address: false,
+            tproxy: Some((config.rules.mark, config.route_table)),
+        })?;
+    }
     if added.address() {
         log.info("Added ::6 address on the loopback iface");
     }

@@ -1,0 +1,474 @@
+//! The program in real network namespaces: rules are applied, read back, and checked with real
+//! sockets. Needs root and `ip`; each backend test needs its tool. Everything else is skipped with
+//! a printed reason.
+
+use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use socket2::{Domain, SockRef, Socket, Type};
+
+const POD: [u8; 4] = [10, 81, 0, 2];
+const OUTSIDE: [u8; 4] = [10, 81, 0, 1];
+const INJECTED: &[&str] = &[
+    "-p",
+    "15001",
+    "-z",
+    "15006",
+    "-u",
+    "1337",
+    "-m",
+    "REDIRECT",
+    "-i",
+    "*",
+    "-x",
+    "",
+    "-b",
+    "*",
+    "-d",
+    "15090,15021,15020",
+];
+
+fn sh(command: &str) -> Output {
+    Command::new("sh")
+        .args(["-c", command])
+        .output()
+        .expect("sh runs")
+}
+
+fn has(program: &str) -> bool {
+    sh(&format!("command -v {program}")).status.success()
+}
+
+/// Reason to skip, printed.
+fn missing(programs: &[&str]) -> bool {
+    if !Uid::effective().is_root() {
+        println!("skipped: needs root");
+        return true;
+    }
+    match programs.iter().find(|program| !has(program)) {
+        Some(program) => {
+            println!("skipped: needs {program}");
+            true
+        }
+        None => false,
+    }
+}
+
+/// Two namespaces joined by a veth pair, removed on drop.
+struct Lab {
+    pod: String,
+    outside: String,
+}
+
+impl Lab {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = format!(
+            "{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let lab = Self {
+            pod: format!("orpod-{id}"),
+            outside: format!("orout-{id}"),
+        };
+        let (pod, outside) = (&lab.pod, &lab.outside);
+        let script = format!(
+            "set -e; ip netns add {pod}; ip netns add {outside}
+             ip -n {pod} link add eth0 type veth peer name eth0 netns {outside}
+             for n in {pod} {outside}; do ip -n $n link set lo up; ip -n $n link set eth0 up; done
+             ip -n {pod} addr add 10.81.0.2/24 dev eth0; ip -n {outside} addr add 10.81.0.1/24 dev eth0
+             ip -n {pod} addr add fd81::2/64 dev eth0 nodad; ip -n {outside} addr add fd81::1/64 dev eth0 nodad"
+        );
+        let made = sh(&script);
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        lab
+    }
+
+    fn exec(&self, words: &[&str]) -> Output {
+        let output = Command::new("ip")
+            .args(["netns", "exec", &self.pod])
+            .args(words)
+            .output();
+        output.expect("ip runs")
+    }
+
+    fn text(&self, words: &[&str]) -> String {
+        String::from_utf8_lossy(&self.exec(words).stdout).into_owned()
+    }
+
+    /// Runs the program with the injected arguments and more; asserts success.
+    fn apply(&self, more: &[&str]) -> String {
+        let words = [&[env!("CARGO_BIN_EXE_istio-iptables")], INJECTED, more].concat();
+        let output = self.exec(&words);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{more:?}\n{text}\n{errors}");
+        text
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        sh(&format!(
+            "ip netns del {}; ip netns del {}",
+            self.pod, self.outside
+        ));
+    }
+}
+
+/// Runs `work` on a thread inside a namespace, with sockets owned by `id` (user and group).
+fn inside<T: Send + 'static>(
+    namespace: &str,
+    id: u32,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let file = File::open(format!("/run/netns/{namespace}")).expect("namespace file");
+    let thread = std::thread::spawn(move || {
+        setns(file, CloneFlags::CLONE_NEWNET).expect("setns");
+        // These two calls are per thread, and the owner match reads exactly these ids.
+        setfsgid(Gid::from_raw(id));
+        setfsuid(Uid::from_raw(id));
+        work()
+    });
+    thread.join().expect("namespace thread")
+}
+
+fn listen(namespace: &str, ports: &'static [u16]) -> Vec<TcpListener> {
+    inside(namespace, 0, move || {
+        ports
+            .iter()
+            .map(|port| TcpListener::bind(("0.0.0.0", *port)).expect("bind"))
+            .collect()
+    })
+}
+
+fn connect(namespace: &str, id: u32, from: Option<IpAddr>, to: SocketAddr) -> TcpStream {
+    inside(namespace, id, move || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
+        if let Some(from) = from {
+            socket
+                .bind(&SocketAddr::new(from, 0).into())
+                .expect("bind source");
+        }
+        let limit = Duration::from_secs(3);
+        socket
+            .connect_timeout(&to.into(), limit)
+            .unwrap_or_else(|e| panic!("{to}: {e}"));
+        TcpStream::from(socket)
+    })
+}
+
+/// The port of the listener that got the connection, and its original destination.
+fn accepted(listeners: &[&TcpListener]) -> (u16, Option<SocketAddr>) {
+    let mut fds: Vec<PollFd<'_>> = listeners
+        .iter()
+        .map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN))
+        .collect();
+    poll(&mut fds, PollTimeout::from(3000_u16)).expect("poll");
+    let ready = fds
+        .iter()
+        .position(|fd| fd.any() == Some(true))
+        .expect("nobody accepted");
+    let (stream, _) = listeners[ready].accept().expect("accept");
+    let original = SockRef::from(&stream).original_dst_v4().ok();
+    let port = listeners[ready].local_addr().expect("address").port();
+    (port, original.and_then(|a| a.as_socket()))
+}
+
+fn check_redirect_packet_table(lab: &Lab) {
+    let pod = listen(&lab.pod, &[15001, 15006, 15008, 15021, 8080]);
+    let out = listen(&lab.outside, &[80, 15008]);
+    let all: Vec<&TcpListener> = pod.iter().chain(&out).collect();
+    let (app, proxy) = (1000, 1337);
+    let to_out = |port| SocketAddr::from((OUTSIDE, port));
+    let to_pod = |port| SocketAddr::from((POD, port));
+    let six = Some(IpAddr::from([127, 0, 0, 6]));
+    let local = SocketAddr::from(([127, 0, 0, 1], 8080));
+    let via = |listener: u16, original: SocketAddr| (listener, Some(original));
+    // (namespace, user, source, destination, listener, original destination if redirected)
+    let rows = [
+        (&lab.pod, app, None, to_out(80), via(15001, to_out(80))),
+        (
+            &lab.pod,
+            app,
+            None,
+            to_out(15008),
+            via(15001, to_out(15008)),
+        ),
+        (&lab.pod, proxy, None, to_out(80), (80, None)),
+        (
+            &lab.outside,
+            app,
+            None,
+            to_pod(8080),
+            via(15006, to_pod(8080)),
+        ),
+        (&lab.outside, app, None, to_pod(15021), (15021, None)),
+        (&lab.outside, app, None, to_pod(15008), (15008, None)),
+        (&lab.pod, app, None, local, (8080, None)),
+        (&lab.pod, app, None, to_pod(8080), (8080, None)),
+        (
+            &lab.pod,
+            proxy,
+            None,
+            to_pod(8080),
+            via(15006, to_pod(8080)),
+        ),
+        (&lab.pod, proxy, None, to_pod(15008), (15008, None)),
+        (&lab.pod, proxy, six, to_pod(8080), (8080, None)),
+    ];
+    for (namespace, id, from, to, (port, original)) in rows {
+        let client = connect(namespace, id, from, to);
+        let (got_port, got_original) = accepted(&all);
+        drop(client);
+        assert_eq!(got_port, port, "user {id} to {to}");
+        // An untouched connection may report its own address; only redirected ones are told.
+        if original.is_some() {
+            assert_eq!(got_original, original, "user {id} to {to}");
+        }
+    }
+}
+
+#[test]
+fn native_nftables_redirects_as_the_packet_table_says() {
+    if missing(&["ip"]) {
+        return;
+    }
+    let lab = Lab::new();
+    lab.apply(&["--native-nftables"]);
+    check_redirect_packet_table(&lab);
+}
+
+#[test]
+fn iptables_redirects_as_the_packet_table_says() {
+    if missing(&["ip", "iptables", "iptables-save"]) {
+        return;
+    }
+    let lab = Lab::new();
+    lab.apply(&[]);
+    let rules = lab.text(&["iptables", "-t", "nat", "-S"]);
+    assert!(
+        rules.contains("-A ISTIO_OUTPUT -j ISTIO_REDIRECT"),
+        "{rules}"
+    );
+    check_redirect_packet_table(&lab);
+}
+
+#[test]
+fn iptables_legacy_redirects_as_the_packet_table_says() {
+    if missing(&["ip", "iptables-legacy", "iptables-legacy-save"]) {
+        return;
+    }
+    let lab = Lab::new();
+    if !lab
+        .exec(&["iptables-legacy", "-t", "nat", "-S"])
+        .status
+        .success()
+    {
+        println!("skipped: this kernel has no legacy iptables");
+        return;
+    }
+    lab.apply(&["--force-iptables-binary", "legacy"]);
+    check_redirect_packet_table(&lab);
+}
+
+/// Everything that netlink shows: rules of both kinds, policy rules, routes, loopback addresses.
+fn everything(lab: &Lab) -> String {
+    let mut out = lab.text(&["nft", "-s", "list", "ruleset"]);
+    out += &lab.text(&["ip", "rule"]);
+    out += &lab.text(&["ip", "-6", "rule"]);
+    out += &lab.text(&["ip", "route", "show", "table", "133"]);
+    out += &lab.text(&["ip", "-6", "route", "show", "table", "133"]);
+    out + &lab.text(&["ip", "-6", "-o", "addr", "show", "dev", "lo"])
+}
+
+const VARIANTS: [&[&str]; 5] = [
+    &[],
+    &["--dual-stack", "-m", "TPROXY"],
+    &["--redirect-dns", "--capture-all-dns", "--dual-stack"],
+    &["-m", "TPROXY", "-c", "eth1,net1", "--drop-invalid"],
+    &[
+        "-i",
+        "10.0.0.0/12,fd00::/33",
+        "-x",
+        "10.1.2.3/8",
+        "-k",
+        "veth0,tap+",
+        "-q",
+        "80,8000-8010",
+    ],
+];
+
+#[test]
+fn native_state_equals_what_nft_loads_from_the_transaction_text() {
+    if missing(&["ip", "nft"]) {
+        return;
+    }
+    for more in VARIANTS {
+        let lab = Lab::new();
+        let file = std::env::temp_dir().join(format!("{}.nft", lab.pod));
+        let path = file.to_str().expect("temporary path").to_owned();
+        let variable = format!("DRY_RUN_FILE_PATH={path}");
+        // The dry run's text goes to this file; it must not write any rule.
+        let words = [
+            &["env", &variable, env!("CARGO_BIN_EXE_istio-iptables")],
+            INJECTED,
+            more,
+            &["--native-nftables", "--dry-run"],
+        ]
+        .concat();
+        assert!(lab.exec(&words).status.success());
+        assert_eq!(
+            lab.text(&["nft", "list", "ruleset"]),
+            "",
+            "dry run wrote rules"
+        );
+        assert!(lab.exec(&["nft", "-f", &path]).status.success(), "{more:?}");
+        let want = lab.text(&["nft", "-s", "list", "ruleset"]);
+        lab.exec(&["nft", "flush", "ruleset"]);
+        lab.apply(&[&["--native-nftables"], more].concat());
+        let got = lab.text(&["nft", "-s", "list", "ruleset"]);
+        let _ = fs::remove_file(&file);
+        assert_eq!(got, want, "{more:?}");
+    }
+}
+
+#[test]
+fn native_runs_converge_repeat_without_a_write_and_clean_up_completely() {
+    if missing(&["ip", "nft"]) {
+        return;
+    }
+    let lab = Lab::new();
+    let fresh = everything(&lab);
+    for more in VARIANTS {
+        let words = [&["--native-nftables"], more].concat();
+        lab.apply(&words);
+        let once = everything(&lab);
+        let log = lab.apply(&words);
+        assert!(log.contains("nothing written"), "{more:?}\n{log}");
+        assert_eq!(everything(&lab), once, "{more:?}");
+    }
+    lab.apply(&["--native-nftables", "--cleanup-only"]);
+    assert_eq!(everything(&lab), fresh);
+}
+
+#[test]
+fn iptables_runs_converge_from_any_earlier_flags_and_clean_up() {
+    if missing(&["ip", "iptables", "iptables-save", "ip6tables-save", "nft"]) {
+        return;
+    }
+    let lab = Lab::new();
+    for more in VARIANTS {
+        // One interface spelling only nft and iptables share; ranges are fine in both.
+        lab.apply(more);
+        let other = Lab::new();
+        other.apply(more);
+        let rules = |lab: &Lab| {
+            let text = lab.text(&["iptables-save"]) + &lab.text(&["ip6tables-save"]);
+            let mut lines: Vec<String> = text
+                .lines()
+                .filter(|l| l.starts_with("-A") || l.contains("ISTIO"))
+                .map(ToOwned::to_owned)
+                .collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(rules(&lab), rules(&other), "{more:?}");
+        let log = lab.apply(more);
+        assert!(log.contains("reconciliation not needed"), "{more:?}\n{log}");
+    }
+    lab.apply(&["--cleanup-only"]);
+    let left = lab.text(&["iptables-save"]) + &lab.text(&["ip6tables-save"]);
+    assert!(
+        !left
+            .lines()
+            .any(|l| l.starts_with("-A") || l.contains("ISTIO")),
+        "{left}"
+    );
+}
+
+#[test]
+fn switching_backends_leaves_only_the_chosen_one() {
+    if missing(&["ip", "iptables", "iptables-save", "nft"]) {
+        return;
+    }
+    let lab = Lab::new();
+    lab.apply(&[]);
+    lab.apply(&["--native-nftables"]);
+    assert!(!lab.text(&["iptables-save"]).contains("ISTIO"));
+    lab.apply(&[]);
+    assert!(lab.text(&["iptables-save"]).contains("ISTIO_OUTPUT"));
+    assert!(
+        !lab.text(&["nft", "list", "ruleset"])
+            .contains("istio-proxy")
+    );
+}
+
+#[test]
+fn validation_fails_with_126_as_root_and_passes_as_the_proxy_user() {
+    if missing(&["ip", "setpriv"]) {
+        return;
+    }
+    let lab = Lab::new();
+    lab.apply(&["--native-nftables"]);
+    let check = [
+        "--skip-rule-apply",
+        "--run-validation",
+        "--probe-timeout",
+        "1500ms",
+    ];
+    let program = env!("CARGO_BIN_EXE_istio-iptables");
+    let as_root = lab.exec(&[&[program], INJECTED, &check[..]].concat());
+    assert_eq!(as_root.status.code(), Some(126));
+    // The proxy user may not be able to reach the build directory; a copy can be run by anyone.
+    let copy = std::env::temp_dir().join(format!("{}-bin", lab.pod));
+    fs::copy(program, &copy).expect("copy");
+    let copy_path = copy.to_str().expect("temporary path");
+    let user = [
+        "setpriv",
+        "--reuid=1337",
+        "--regid=1337",
+        "--clear-groups",
+        copy_path,
+    ];
+    let as_proxy = lab.exec(&[&user[..], INJECTED, &check[..]].concat());
+    let _ = fs::remove_file(&copy);
+    let log = String::from_utf8_lossy(&as_proxy.stdout).into_owned();
+    assert_eq!(as_proxy.status.code(), Some(0), "{log}");
+    assert!(
+        log.contains("Validation passed, iptables rules established"),
+        "{log}"
+    );
+}
+
+#[test]
+fn bad_values_and_bad_flags_have_their_exit_codes_and_write_nothing() {
+    if missing(&["ip", "nft"]) {
+        return;
+    }
+    let lab = Lab::new();
+    let program = env!("CARGO_BIN_EXE_istio-iptables");
+    for (args, code) in [
+        (&["--native-nftables", "-q", "80\n-A OUTPUT -j DROP"][..], 1),
+        (&["--native-nftables", "-u", "nosuchuser"], 1),
+        (&["--force-iptables-binary", "both"], 1),
+        (&["-x", "*"], 1),
+        (&["--nope"], 255),
+    ] {
+        let status = lab.exec(&[&[program], args].concat()).status;
+        assert_eq!(status.code(), Some(code), "{args:?}");
+    }
+    assert_eq!(lab.text(&["nft", "list", "ruleset"]), "");
+}
