@@ -222,10 +222,10 @@ fn apply_iptables(config: &Config, tools: Vec<Choice>, log: &Log) -> Result<(), 
         return Err(error);
     }
     // Rules of the native backend would act besides the new ones.
-    if let Ok(mut socket) = NftSocket::open() {
-        if nft::remove(&mut socket)? == nft::Outcome::Replaced {
-            log.info("removed the istio-proxy nftables tables of an earlier run");
-        }
+    if let Ok(mut socket) = NftSocket::open()
+        && nft::remove(&mut socket)? == nft::Outcome::Replaced
+    {
+        log.info("removed the istio-proxy nftables tables of an earlier run");
     }
     Ok(())
 }

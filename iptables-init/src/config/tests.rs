@@ -7,7 +7,8 @@ fn ips(list: &[&str]) -> Vec<IpAddr> {
 
 #[test]
 fn the_first_usable_address_decides_without_dual_stack() {
-    let cases: [(&[&str], bool, Option<(&str, bool)>); 6] = [
+    type Case = (&'static [&'static str], bool, Option<(&'static str, bool)>);
+    let cases: [Case; 6] = [
         (
             &["127.0.0.1", "10.0.0.1", "::1", "fd00::1"],
             false,

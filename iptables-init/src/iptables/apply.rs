@@ -36,7 +36,8 @@ fn input(
 ) -> Result<(State, Option<String>), ToolError> {
     let own = State::parse(&plan.tool.save()?).own();
     let want = wanted(&plan.tables);
-    if equivalent(&own, &want, names) && !(force && !want.is_empty()) {
+    let must_write = force && !want.is_empty();
+    if !must_write && equivalent(&own, &want, names) {
         return Ok((own, None));
     }
     let text = if own.tables.is_empty() {

@@ -257,9 +257,12 @@ fn encode_verdict(verdict: &Verdict, out: &mut Attributes) {
     };
 }
 
+/// Answers the keys of a set by name and batch id.
+pub type SetKeys<'a> = dyn FnMut(&str, Option<u32>) -> Vec<Vec<u8>> + 'a;
+
 /// Decodes NFTA_RULE_EXPRESSIONS. `set` answers the keys of a set by name and batch id.
 #[must_use]
-pub fn decode(list: &[u8], set: &mut dyn FnMut(&str, Option<u32>) -> Vec<Vec<u8>>) -> Vec<Expr> {
+pub fn decode(list: &[u8], set: &mut SetKeys<'_>) -> Vec<Expr> {
     attributes(list)
         .filter(|(kind, _)| *kind == 1)
         .map(|(_, element)| {
@@ -270,11 +273,7 @@ pub fn decode(list: &[u8], set: &mut dyn FnMut(&str, Option<u32>) -> Vec<Vec<u8>
         .collect()
 }
 
-fn decode_one(
-    name: &str,
-    data: &[u8],
-    set: &mut dyn FnMut(&str, Option<u32>) -> Vec<Vec<u8>>,
-) -> Option<Expr> {
+fn decode_one(name: &str, data: &[u8], set: &mut SetKeys<'_>) -> Option<Expr> {
     let reg = |kind| be32(data, kind) == Some(REG);
     let value = |kind| attribute(attribute(data, kind)?, 1).map(<[u8]>::to_vec);
     match name {
