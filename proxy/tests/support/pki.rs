@@ -49,7 +49,10 @@ pub(crate) struct Leaf {
 impl Leaf {
     /// As configuration.
     pub(crate) fn config(&self) -> TlsCertificate {
-        TlsCertificate { certificate_chain: inline(&self.chain), private_key: inline(&self.key) }
+        TlsCertificate {
+            certificate_chain: inline(&self.chain),
+            private_key: inline(&self.key),
+        }
     }
 }
 
@@ -83,7 +86,10 @@ impl Ca {
     fn with(params: CertificateParams) -> Self {
         let key = KeyPair::generate().expect("key");
         let pem = params.self_signed(&key).expect("signed").pem();
-        Self { issuer: Issuer::new(params, key), pem }
+        Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        }
     }
 
     /// An intermediate of this authority; its leaves carry it in their chain.
@@ -91,7 +97,10 @@ impl Ca {
         let params = ca_params(name);
         let key = KeyPair::generate().expect("key");
         let pem = params.signed_by(&key, &self.issuer).expect("signed").pem();
-        Self { issuer: Issuer::new(params, key), pem }
+        Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        }
     }
 
     /// A leaf for a URI or DNS name.
@@ -100,12 +109,19 @@ impl Ca {
     }
 
     /// A leaf whose parameters are changed.
-    pub(crate) fn leaf_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Leaf {
+    pub(crate) fn leaf_with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Leaf {
         let key = KeyPair::generate().expect("key");
         let mut params = params_for(name);
         change(&mut params);
         let chain = params.signed_by(&key, &self.issuer).expect("signed").pem();
-        Leaf { chain, key: key.serialize_pem() }
+        Leaf {
+            chain,
+            key: key.serialize_pem(),
+        }
     }
 
     /// A CRL that revokes these serials.
@@ -124,7 +140,11 @@ impl Ca {
             revoked_certs: revoked.collect(),
             key_identifier_method: rcgen::KeyIdMethod::Sha256,
         };
-        params.signed_by(&self.issuer).expect("signed").pem().expect("pem")
+        params
+            .signed_by(&self.issuer)
+            .expect("signed")
+            .pem()
+            .expect("pem")
     }
 }
 
@@ -143,19 +163,32 @@ fn params_for(name: &str) -> CertificateParams {
 pub(crate) fn self_signed(name: &str) -> Leaf {
     let key = KeyPair::generate().expect("key");
     let chain = params_for(name).self_signed(&key).expect("signed").pem();
-    Leaf { chain, key: key.serialize_pem() }
+    Leaf {
+        chain,
+        key: key.serialize_pem(),
+    }
 }
 
 /// An SDS reference over ADS.
 pub(crate) fn sds(name: &str) -> SdsConfig {
-    SdsConfig { name: name.into(), source: SdsSource::Ads, initial_fetch_timeout: None }
+    SdsConfig {
+        name: name.into(),
+        source: SdsSource::Ads,
+        initial_fetch_timeout: None,
+    }
 }
 
 /// Publishes a certificate.
 pub(crate) fn publish_certificate(store: &Store, name: &str, leaf: &Leaf) {
     let kind = SecretKind::TlsCertificate(Arc::new(leaf.config()));
-    let secret = Secret { name: name.into(), kind };
-    store.secrets.update(&SdsSource::Ads, &secret).expect("a good certificate");
+    let secret = Secret {
+        name: name.into(),
+        kind,
+    };
+    store
+        .secrets
+        .update(&SdsSource::Ads, &secret)
+        .expect("a good certificate");
 }
 
 /// Publishes a validation context.
@@ -165,21 +198,39 @@ pub(crate) fn publish_validation(
     context: ValidationContext,
 ) -> Result<(), outrigger::tls::secret::SecretError> {
     let kind = SecretKind::ValidationContext(Arc::new(context));
-    store.secrets.update(&SdsSource::Ads, &Secret { name: name.into(), kind })
+    store.secrets.update(
+        &SdsSource::Ads,
+        &Secret {
+            name: name.into(),
+            kind,
+        },
+    )
 }
 
 /// A validation context with this bundle.
 pub(crate) fn trusting(pem: &str) -> ValidationContext {
-    ValidationContext { trusted_ca: Some(inline(pem)), ..ValidationContext::default() }
+    ValidationContext {
+        trusted_ca: Some(inline(pem)),
+        ..ValidationContext::default()
+    }
 }
 
 /// An untyped SAN matcher.
 pub(crate) fn san(pattern: StringPattern) -> SanMatcher {
-    SanMatcher { san_type: None, matcher: StringMatcher { pattern, ignore_case: false } }
+    SanMatcher {
+        san_type: None,
+        matcher: StringMatcher {
+            pattern,
+            ignore_case: false,
+        },
+    }
 }
 
 /// Settings of either side.
-pub(crate) fn common(certificate: Option<SecretRef<TlsCertificate>>, validation: Option<Validation>) -> CommonTls {
+pub(crate) fn common(
+    certificate: Option<SecretRef<TlsCertificate>>,
+    validation: Option<Validation>,
+) -> CommonTls {
     CommonTls {
         min_version: TlsVersion::V1_2,
         max_version: TlsVersion::V1_3,
@@ -193,17 +244,27 @@ pub(crate) fn common(certificate: Option<SecretRef<TlsCertificate>>, validation:
 
 /// A server context's configuration that wants client certificates.
 pub(crate) fn server(common: CommonTls) -> Arc<DownstreamTls> {
-    Arc::new(DownstreamTls { common, require_client_certificate: true })
+    Arc::new(DownstreamTls {
+        common,
+        require_client_certificate: true,
+    })
 }
 
 /// A client context's configuration.
 pub(crate) fn client(common: CommonTls, sni: Option<&str>) -> Arc<UpstreamTls> {
-    Arc::new(UpstreamTls { common, sni: sni.map(Into::into), allow_renegotiation: false })
+    Arc::new(UpstreamTls {
+        common,
+        sni: sni.map(Into::into),
+        allow_renegotiation: false,
+    })
 }
 
 /// Inline validation only.
 pub(crate) fn validate(context: ValidationContext) -> Option<Validation> {
-    Some(Validation { default: context, sds: None })
+    Some(Validation {
+        default: context,
+        sds: None,
+    })
 }
 
 /// Inline certificate.
