@@ -118,20 +118,35 @@ fn sidecar(options: &Options) -> Result<(Sidecar, bool), DemoError> {
     Ok((Sidecar::Injected { init, agent, proxy }, stock))
 }
 
+/// Ctrl-C or SIGTERM.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+    }
+}
+
 /// Runs the demo; see the module.
 pub async fn run(options: Options) -> Result<(), DemoError> {
-    let interrupt = tokio::signal::ctrl_c();
+    let interrupt = interrupted();
     tokio::pin!(interrupt);
     let mut report = Report::default();
     let (sidecar, stock) = sidecar(&options)?;
     // Everything that must be cleaned up lives in `mesh`: leaving this function cleans up.
     let mut mesh = tokio::select! {
         mesh = Mesh::start(&options, sidecar, stock, &mut report) => mesh?,
-        _ = &mut interrupt => return Ok(()),
+        () = &mut interrupt => return Ok(()),
     };
     tokio::select! {
         () = tour(&mut mesh, &options, &mut report) => {}
-        _ = &mut interrupt => return Ok(()),
+        () = &mut interrupt => return Ok(()),
     }
     if options.once {
         return if report.failed == 0 {
@@ -141,7 +156,7 @@ pub async fn run(options: Options) -> Result<(), DemoError> {
         };
     }
     println!("\nThe pods stay up. Ctrl-C ends them.");
-    let _ = interrupt.await;
+    interrupt.await;
     println!("Cleaning up.");
     Ok(())
 }

@@ -7,6 +7,7 @@ pub mod apps;
 pub mod ca;
 pub mod cli;
 pub mod demo;
+pub mod dns;
 pub mod fixtures;
 pub mod istiod;
 pub mod mask;

@@ -14,7 +14,7 @@ impl Mask {
     pub fn new(ports: &[(u16, &str)]) -> Result<Self, regex::Error> {
         let mut rules = Vec::new();
         for (port, name) in ports {
-            rules.push((Regex::new(&format!(r"\b{port}\b"))?, format!("<{name}>")));
+            rules.push((Regex::new(&format!(r":{port}\b"))?, format!(":<{name}>")));
         }
         for (pattern, with) in [
             (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "<time>"),

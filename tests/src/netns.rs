@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +37,15 @@ pub fn listen(name: &str, address: SocketAddr) -> io::Result<TcpListener> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
+    })
+}
+
+/// A UDP socket in the namespace, ready to be given to tokio.
+pub fn udp(name: &str, address: SocketAddr) -> io::Result<UdpSocket> {
+    inside(name, || {
+        let socket = UdpSocket::bind(address)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
     })
 }
 

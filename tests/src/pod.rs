@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use crate::dns::Dns;
 use crate::fixtures::{self, Product};
 use crate::istiod::{Istiod, IstiodError};
 use crate::{ca, netns, probe};
@@ -142,6 +143,9 @@ pub struct Lab {
     folder: tempfile::TempDir,
     root_pem: String,
     tokens: Option<PathBuf>,
+    binary: Option<PathBuf>,
+    /// The cluster's DNS server, on 10.244.0.1:53: how a pod's resolver finds something to ask.
+    pub dns: Dns,
 }
 
 impl Lab {
@@ -149,6 +153,14 @@ impl Lab {
     pub fn new() -> Result<Arc<Self>, PodError> {
         let (lab, socket) = Self::empty(None, None)?;
         lab.istiod.serve_tls(socket)?;
+        Ok(Arc::new(lab))
+    }
+
+    /// As [`Lab::new`], with the path of `outrigger-lab` that pods run as their application.
+    pub fn with_binary(binary: PathBuf) -> Result<Arc<Self>, PodError> {
+        let (mut lab, socket) = Self::empty(None, None)?;
+        lab.istiod.serve_tls(socket)?;
+        lab.binary = Some(binary);
         Ok(Arc::new(lab))
     }
 
@@ -170,7 +182,7 @@ impl Lab {
     ) -> Result<(Self, std::net::TcpListener), PodError> {
         let fabric = Fabric::new()?;
         let folder = tempfile::Builder::new()
-            .prefix("outrigger-lab-")
+            .prefix(&format!("{}{}-", fabric::FOLDER, std::process::id()))
             .tempdir()
             .map_err(PodError::io("temporary folder"))?;
         let readable = std::fs::Permissions::from_mode(0o755);
@@ -179,6 +191,8 @@ impl Lab {
         let address = ([10, 244, 0, 1], 15012).into();
         let socket = netns::listen(&fabric.name(), address).map_err(PodError::io("15012"))?;
         let root_pem = root_pem.unwrap_or_else(|| istiod.authority().root_pem());
+        let names = netns::udp(&fabric.name(), ([10, 244, 0, 1], 53).into());
+        let dns = names.and_then(Dns::serve).map_err(PodError::io("DNS"))?;
         Ok((
             Self {
                 istiod,
@@ -186,6 +200,8 @@ impl Lab {
                 folder,
                 root_pem,
                 tokens,
+                binary: None,
+                dns,
             },
             socket,
         ))
@@ -415,7 +431,7 @@ impl Pod {
             .command
             .extend(spec.args.iter().map(|a| expand(a, &env)));
         container.mounts = self.mounts(deployment);
-        let template = fixtures::repository().join("bootstrap-templates/envoy_bootstrap.json");
+        let template = fixtures::repository().join("bootstrap-templates/envoy_bootstrap_tmpl.json");
         if template.is_file() {
             let to = "/var/lib/istio/envoy/envoy_bootstrap_tmpl.json".to_owned();
             container.mounts.push((template, to));
@@ -539,11 +555,15 @@ impl Pod {
 
     /// Starts the application (again).
     pub fn start_app(&mut self) -> Result<(), PodError> {
+        let binary = match &self.lab.binary {
+            Some(binary) => binary.clone(),
+            None => Product::Lab.path()?,
+        };
         let container = Container {
             command: self.spec.app.clone(),
             env: vec![("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into())],
             user: (1000, 1000),
-            binaries: vec![(Product::Lab.path()?, "outrigger-lab".to_owned())],
+            binaries: vec![(binary, "outrigger-lab".to_owned())],
             read_only: true,
             ..Container::default()
         };

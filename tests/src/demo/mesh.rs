@@ -146,9 +146,14 @@ impl Mesh {
         Ok(())
     }
 
-    /// Pushes the multi-network configuration to the client.
-    pub(super) fn push_second_network(&self) -> Result<(), DemoError> {
-        let snapshot = self.load("07-multinetwork", "sleep")?;
+    /// Pushes the multi-network configuration to the client: with the endpoints of both networks,
+    /// or, as istiod does when the local pods are gone, only the gateway of the second one.
+    pub(super) fn push_second_network(&self, local_gone: bool) -> Result<(), DemoError> {
+        let mut snapshot = self.load("07-multinetwork", "sleep")?;
+        if local_gone {
+            let gateway = [([10, 245, 0, 31], 15443).into()];
+            replace_endpoints(&mut snapshot, "helloworld.sample", &gateway);
+        }
         self.lab.istiod.ads.set_node("10.244.1.10", snapshot);
         Ok(())
     }

@@ -77,17 +77,17 @@ async fn line_with(pod: &crate::pod::Pod, text: &str) -> Result<String, DemoErro
 }
 
 pub(super) async fn one_request(mesh: &Mesh) -> Result<(), DemoError> {
-    let id = uuid();
-    let header = format!("x-request-id: {id}");
-    let url = "http://helloworld.sample:5000/hello?look=here";
-    let text = curl(mesh, &["-H", &header, url]).await?;
-    println!("   $ curl -H '{header}' '{url}'\n   {}", text.trim_end());
+    // Not by x-request-id: the proxy notes the trace decision in it.
+    let mark = format!("/hello?look={:016x}", rand::random::<u64>());
+    let url = format!("http://helloworld.sample:5000{mark}");
+    let text = curl(mesh, &[&url]).await?;
+    println!("   $ curl '{url}'\n   {}", text.trim_end());
     let version = versions(&text).into_keys().next().unwrap_or_default();
     let name = format!("helloworld-{version}");
     let server = mesh.pods.iter().find(|p| p.spec.name == name);
     let server = server.ok_or_else(|| unexpected(format!("no pod {name} answered")))?;
-    let outbound = line_with(mesh.client()?, &id).await?;
-    let inbound = line_with(server, &id).await?;
+    let outbound = line_with(mesh.client()?, &mark).await?;
+    let inbound = line_with(server, &mark).await?;
     println!("   outbound (sleep):\n     {outbound}\n   inbound ({name}):\n     {inbound}");
     for (line, wanted) in [(&outbound, "outbound|5000|"), (&inbound, "inbound|5000||")] {
         if !line.contains(wanted) || !line.contains(" 200 ") {
@@ -95,19 +95,6 @@ pub(super) async fn one_request(mesh: &Mesh) -> Result<(), DemoError> {
         }
     }
     Ok(())
-}
-
-fn uuid() -> String {
-    let n: u128 = rand::random();
-    let h = format!("{n:032x}");
-    format!(
-        "{}-{}-4{}-8{}-{}",
-        &h[..8],
-        &h[8..12],
-        &h[13..16],
-        &h[17..20],
-        &h[20..]
-    )
 }
 
 pub(super) async fn identities(mesh: &Mesh) -> Result<(), DemoError> {
@@ -155,14 +142,17 @@ pub(super) fn rules(mesh: &Mesh) -> Result<(), DemoError> {
 }
 
 pub(super) async fn failover(mesh: &mut Mesh, deadline: Duration) -> Result<(), DemoError> {
-    mesh.push_second_network()?;
+    mesh.push_second_network(false)?;
     println!("   pushed: helloworld now also has endpoints in network2 (10.245.0.31:15443)");
-    println!("   stopping the applications of helloworld-v1 and -v2");
+    println!(
+        "   stopping the applications of helloworld-v1 and -v2; their endpoints are withdrawn"
+    );
     for pod in &mut mesh.pods {
         if matches!(pod.spec.name.as_str(), "helloworld-v1" | "helloworld-v2") {
             pod.app = None;
         }
     }
+    mesh.push_second_network(true)?;
     let begin = Instant::now();
     let mut failures = 0;
     loop {

@@ -70,8 +70,27 @@ pub(crate) fn sh(line: &str) -> Result<String, PodError> {
     })
 }
 
-/// Deletes namespaces of labs whose process is gone.
+/// Beginning of the names of labs' temporary folders; the process id follows.
+pub(super) const FOLDER: &str = "outrigger-lab-";
+
+fn is_gone(pid: &str) -> bool {
+    let number = !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit());
+    number && !std::path::Path::new("/proc").join(pid).exists()
+}
+
+/// Deletes namespaces and folders of labs whose process is gone (it was killed).
 fn sweep() {
+    for entry in std::fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let owner = name.strip_prefix(FOLDER).and_then(|r| r.split_once('-'));
+        if owner.is_some_and(|(pid, _)| is_gone(pid)) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
     let Ok(entries) = std::fs::read_dir("/run/netns") else {
         return;
     };
@@ -80,10 +99,7 @@ fn sweep() {
         .filter_map(|e| e.file_name().into_string().ok())
     {
         let owner = name.strip_prefix("orlab").and_then(|r| r.split('x').next());
-        let Some(pid) = owner.and_then(|p| p.parse::<u32>().ok()) else {
-            continue;
-        };
-        if !std::path::Path::new("/proc").join(pid.to_string()).exists() {
+        if owner.is_some_and(is_gone) {
             let _ = sh(&format!("ip netns del {name}"));
         }
     }
@@ -114,6 +130,7 @@ impl Fabric {
              ip -n {ns} link set ${{b%%:*}} up; done\n\
              ip netns exec {ns} sysctl -qw net.ipv4.ip_forward=1\n\
              ip -n {ns} route add unreachable 10.96.0.0/16\n\
+             ip -n {ns} rule add from 10.244.0.1/32 priority 99 lookup main\n\
              ip -n {ns} rule add from 10.244.0.0/16 to 10.245.0.31/32 priority 100 lookup main\n\
              ip -n {ns} rule add from 10.244.0.0/16 to 10.245.0.1/32 priority 101 lookup local\n\
              ip -n {ns} rule add from 10.244.0.0/16 to 10.245.0.0/16 priority 102 prohibit"

@@ -58,7 +58,8 @@ impl Process {
         let out = log_file(&log).map_err(wrap)?;
         let script = rootfs::script(folder, container);
         let child = Command::new("setpriv")
-            // Dies with us; --kill-child passes it on to everything in the PID namespace.
+            // Dies with us. The container asks for the same again after it has changed user
+            // (which clears it), and with process 1 everything in its PID namespace ends.
             .args(["--pdeathsig", "KILL", "ip", "netns", "exec", netns])
             .args([
                 "unshare",
@@ -201,6 +202,7 @@ fn memory_of(pid: u32) -> Option<Memory> {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        let _ = self.signal(nix::sys::signal::Signal::SIGKILL);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

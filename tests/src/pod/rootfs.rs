@@ -103,7 +103,7 @@ fn exec(container: &Container) -> String {
         .collect();
     format!(
         "exec chroot $R /usr/bin/setpriv --reuid {uid} --regid {gid} --clear-groups \
-         --bounding-set -all{caps} --inh-caps -all{caps} --no-new-privs \
+         --bounding-set -all{caps} --inh-caps -all{caps} --no-new-privs --pdeathsig KILL \
          /usr/bin/env -i{env}{command}\n"
     )
 }
