@@ -277,29 +277,21 @@ mod tests {
         let (mut client, a) = duplex(1000);
         let (b, mut server) = duplex(1000);
         let relayed = tokio::spawn(relay(a, b));
-        let test = async {
+        let talk = async {
             client.write_all(b"request").await.expect("write");
             client.shutdown().await.expect("shutdown");
             let mut got = Vec::new();
             server.read_to_end(&mut got).await.expect("end is relayed");
             assert_eq!(got, b"request");
-            server.write_all(&[7; 5000]).await.expect("still open");
-            server.shutdown().await.expect("shutdown");
-        };
-        let read = async {
+            let answer = async {
+                server.write_all(&[7; 5000]).await.expect("still open");
+                server.shutdown().await.expect("shutdown");
+            };
             let mut got = Vec::new();
-            let (mut reader, writer) = tokio::io::split(client);
-            drop(writer);
-            reader.read_to_end(&mut got).await.expect("read");
-            got.len()
+            let ((), read) = tokio::join!(answer, client.read_to_end(&mut got));
+            read.expect("read")
         };
-        let all = async {
-            test.await;
-        };
-        tokio::time::timeout(Duration::from_secs(10), all)
-            .await
-            .expect("in time");
-        let n = tokio::time::timeout(Duration::from_secs(10), read)
+        let n = tokio::time::timeout(Duration::from_secs(10), talk)
             .await
             .expect("in time");
         assert_eq!(n, 5000);

@@ -150,7 +150,7 @@ impl TlsFailure {
         {
             Self::plain(156, "HTTP_REQUEST")
         } else if first.starts_with(b"CONNE") {
-            Self::plain(157, "HTTPS_PROXY_REQUEST")
+            Self::plain(155, "HTTPS_PROXY_REQUEST")
         } else {
             Self::plain(247, "WRONG_VERSION_NUMBER")
         }
@@ -186,7 +186,7 @@ impl TlsFailure {
             .into(),
             Rustls::AlertReceived(alert) => Self::alert(*alert),
             Rustls::NoApplicationProtocol => Self::plain(307, "NO_APPLICATION_PROTOCOL"),
-            Rustls::DecryptError => Self::plain(137, "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"),
+            Rustls::DecryptError => Self::plain(139, "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"),
             Rustls::PeerIncompatible(e) => Self::incompatible(e),
             Rustls::InvalidMessage(InvalidMessage::UnknownProtocolVersion) => {
                 Self::plain(247, "WRONG_VERSION_NUMBER")
@@ -194,7 +194,7 @@ impl TlsFailure {
             Rustls::InvalidMessage(InvalidMessage::InvalidContentType) => {
                 Self::plain(247, "WRONG_VERSION_NUMBER")
             }
-            Rustls::InvalidMessage(_) => Self::plain(134, "DECODE_ERROR"),
+            Rustls::InvalidMessage(_) => Self::plain(137, "DECODE_ERROR"),
             Rustls::InappropriateMessage { .. } | Rustls::InappropriateHandshakeMessage { .. } => {
                 Self::plain(223, "UNEXPECTED_MESSAGE")
             }
@@ -220,7 +220,7 @@ impl TlsFailure {
             | PeerIncompatible::Tls12NotOfferedOrEnabled => {
                 Self::plain(240, "UNSUPPORTED_PROTOCOL")
             }
-            _ => Self::plain(136, "DECODE_ERROR"),
+            _ => Self::plain(137, "DECODE_ERROR"),
         }
     }
 
