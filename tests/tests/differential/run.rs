@@ -238,7 +238,10 @@ async fn answer(mut stream: TcpStream, case: &Case, mask: &Mask) -> Outcome {
             ..Outcome::default()
         },
     };
-    outcome.end = format!("{:?}", raw.end);
+    outcome.end = match raw.end {
+        End::Fin | End::Reset if case.either_end => "Closed".to_owned(),
+        end => format!("{end:?}"),
+    };
     outcome
 }
 
