@@ -1,10 +1,21 @@
-//! Supervisor of the proxy: xDS proxy, SDS, CA client, status.
+//! The agent beside the proxy: command line (`cli`), settings (`options`), supervision
+//! (`supervisor`), status and metrics (`status`, `metrics`), and the way to istiod (`xds_proxy`,
+//! `sds`, `secret_manager`, `ca_client`). [`start`] wires them; it is the start-up sequence.
 
 pub mod ca_client;
+pub mod cli;
 pub mod credential;
 pub mod istiod;
+pub mod log;
+pub mod metrics;
+pub mod options;
+pub mod request;
 pub mod resolver;
 pub mod sds;
 pub mod secret_manager;
+pub mod start;
+pub mod status;
+pub mod supervisor;
 pub mod uds;
+pub mod wait;
 pub mod xds_proxy;

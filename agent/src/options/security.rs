@@ -1,0 +1,346 @@
+//! Variables and ProxyConfig to the settings of the connections to istiod and the CA, and of the
+//! workload's keys. Reads no secret; only checks that the files it names exist.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bootstrap_templates::{AuthPolicy, CompliancePolicy, ProxySettings};
+use http::{HeaderName, HeaderValue};
+use outrigger_xds::grpc::ServerOptions;
+
+use super::Environment;
+use crate::ca_client::CaConfig;
+use crate::credential::{CredentialError, CredentialSource, RequestMetadata};
+use crate::istiod::{
+    ClientCertificate, Compliance, IstiodConfig, IstiodConfigError, IstiodConnector, RootSource,
+    TlsSettings, ca_is_plaintext,
+};
+use crate::secret_manager::{KeyAlgorithm, KeyConfig, MountedFiles, OutputCerts, RotationConfig};
+
+const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
+const LEGACY_ROOT: &str = "./etc/certs/root-cert.pem";
+const ISTIOD_ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
+const WORKLOAD_FILES: &str = "./var/run/secrets/workload-spiffe-credentials";
+
+/// Settings that cannot be used; all end the agent with code 255.
+#[derive(Debug, thiserror::Error)]
+pub enum SecurityError {
+    /// Credential fetcher.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    /// Address or server name.
+    #[error(transparent)]
+    Address(#[from] IstiodConfigError),
+    /// The trusted roots must be there before anything is trusted.
+    #[error("root CA file for {peer} does not exist {path}")]
+    MissingRoot {
+        /// `XDS` or `CA`.
+        peer: &'static str,
+        /// File.
+        path: String,
+    },
+    /// `PILOT_CERT_PROVIDER=none` leaves TLS without roots.
+    #[error("PILOT_CERT_PROVIDER=none: no root to verify {0} with")]
+    NoRoot(&'static str),
+    /// `XDS_HEADER_*` or `CA_HEADER_*` that no request can carry.
+    #[error("{0} is not a valid request header")]
+    Header(String),
+    /// A file pair that a variable promises.
+    #[error("{variable}: certificate files are not in {path}")]
+    MissingFiles {
+        /// Variable.
+        variable: &'static str,
+        /// Folder.
+        path: String,
+    },
+    /// RSA keys under 2048 bits.
+    #[error("WORKLOAD_RSA_KEY_SIZE={0}: must be 2048 or more")]
+    RsaKeySize(u32),
+}
+
+/// The environment and ProxyConfig, seen as security settings.
+pub struct Security<'a> {
+    /// Variables.
+    pub environment: &'a Environment,
+    /// ProxyConfig.
+    pub settings: &'a ProxySettings,
+    /// `COMPLIANCE_POLICY`.
+    pub compliance: Option<CompliancePolicy>,
+}
+
+impl Security<'_> {
+    /// Connection to istiod for xDS.
+    ///
+    /// # Errors
+    /// A bad address, or missing roots.
+    pub fn xds(&self) -> Result<IstiodConnector, SecurityError> {
+        let tls = match self.settings.control_plane_auth_policy {
+            AuthPolicy::None => None,
+            _ => Some(self.tls("XDS", self.xds_root()?)?),
+        };
+        let san = Some(self.environment.text("ISTIOD_SAN")).filter(|san| !san.is_empty());
+        let config = IstiodConfig {
+            san,
+            keepalive: self.keepalive(),
+            ..IstiodConfig::new(self.settings.discovery_address.clone(), tls)
+        };
+        Ok(IstiodConnector::new(config)?)
+    }
+
+    /// Requests to the CA.
+    ///
+    /// # Errors
+    /// A bad address, or missing roots.
+    pub fn ca(&self) -> Result<CaConfig, SecurityError> {
+        let explicit = self.environment.text("CA_ADDR");
+        let (address, san) = if explicit.is_empty() {
+            let san = self.environment.text("ISTIOD_SAN");
+            (
+                self.settings.discovery_address.clone(),
+                Some(san).filter(|san| !san.is_empty()),
+            )
+        } else {
+            (explicit, None)
+        };
+        let tls = if ca_is_plaintext(&address) {
+            None
+        } else {
+            Some(self.tls("CA", self.ca_root()?)?)
+        };
+        let config = IstiodConfig {
+            san,
+            keepalive: self.keepalive(),
+            ..IstiodConfig::new(address, tls)
+        };
+        Ok(CaConfig {
+            endpoint: IstiodConnector::new(config)?,
+            metadata: self.metadata("CA_HEADER_")?,
+            cert_signer: self.environment.text("ISTIO_META_CERT_SIGNER"),
+            ttl: self
+                .environment
+                .duration("SECRET_TTL", Duration::from_secs(24 * 3600)),
+            try_timeout: Duration::from_secs(10),
+        })
+    }
+
+    /// Token, cluster id and the headers of variables that start with `prefix`.
+    ///
+    /// # Errors
+    /// An unknown credential fetcher, or a header that cannot be sent.
+    pub fn metadata(&self, prefix: &str) -> Result<RequestMetadata, SecurityError> {
+        let kind = self.environment.text_or("CREDENTIAL_FETCHER_TYPE", "JWT");
+        let mut headers = Vec::new();
+        for (name, value) in self.environment.with_prefix(prefix) {
+            let bad = || SecurityError::Header(name.clone());
+            let key = name
+                .strip_prefix(prefix)
+                .unwrap_or_default()
+                .to_ascii_lowercase();
+            let key = HeaderName::from_bytes(key.as_bytes()).map_err(|_| bad())?;
+            headers.push((key, HeaderValue::from_str(&value).map_err(|_| bad())?));
+        }
+        Ok(RequestMetadata {
+            credential: CredentialSource::from_type(&kind, PathBuf::from(TOKEN_FILE))?,
+            cluster_id: self.environment.text("ISTIO_META_CLUSTER_ID"),
+            headers,
+        })
+    }
+
+    /// gRPC settings of the unix sockets.
+    pub fn server(&self) -> ServerOptions {
+        ServerOptions {
+            max_streams: self.environment.number("ISTIO_GPRC_MAXSTREAMS", 100_000),
+            max_message: self
+                .environment
+                .number("ISTIO_GPRC_MAXRECVMSGSIZE", 4 << 20),
+            keepalive: Some(self.keepalive()),
+            ..ServerOptions::default()
+        }
+    }
+
+    fn keepalive(&self) -> (Duration, Duration) {
+        let seconds = |name, default| {
+            self.environment
+                .duration(name, Duration::from_secs(default))
+        };
+        (
+            seconds("GRPC_KEEPALIVE_INTERVAL", 30),
+            seconds("GRPC_KEEPALIVE_TIMEOUT", 10),
+        )
+    }
+
+    /// Certificates that are mounted instead of requested; `None` asks the CA.
+    ///
+    /// # Errors
+    /// Promised files that are not there.
+    pub fn mounted(&self) -> Result<Option<MountedFiles>, SecurityError> {
+        let mounted = Path::new(WORKLOAD_FILES);
+        if self.environment.text("CA_PROVIDER") == "GkeWorkloadCertificate" {
+            let files = MountedFiles::gke(mounted);
+            let missing = || SecurityError::MissingFiles {
+                variable: "CA_PROVIDER=GkeWorkloadCertificate",
+                path: WORKLOAD_FILES.to_owned(),
+            };
+            return files.present().then_some(Some(files)).ok_or_else(missing);
+        }
+        let found = crate::secret_manager::mounted_directories()
+            .iter()
+            .map(|folder| MountedFiles::in_directory(folder))
+            .find(MountedFiles::present);
+        if let Some(files) = found {
+            return Ok(Some(files));
+        }
+        if self.environment.boolean("FILE_MOUNTED_CERTS", false) {
+            // Served when they appear; a CA must not be asked.
+            return Ok(Some(MountedFiles::in_directory(Path::new("./etc/certs"))));
+        }
+        Ok(None)
+    }
+
+    /// Kind of workload keys.
+    ///
+    /// # Errors
+    /// RSA keys under 2048 bits.
+    pub fn keys(&self) -> Result<KeyConfig, SecurityError> {
+        let pkcs8 = self.environment.boolean("PKCS8_KEY", false);
+        if self.environment.text("ECC_SIGNATURE_ALGORITHM") == "ECDSA" {
+            let p384 = self.environment.text("ECC_CURVE") == "P384";
+            let algorithm = if p384 {
+                KeyAlgorithm::EcdsaP384
+            } else {
+                KeyAlgorithm::EcdsaP256
+            };
+            return Ok(KeyConfig { algorithm, pkcs8 });
+        }
+        let bits: u32 = self.environment.number("WORKLOAD_RSA_KEY_SIZE", 2048);
+        if bits < 2048 {
+            return Err(SecurityError::RsaKeySize(bits));
+        }
+        Ok(KeyConfig {
+            algorithm: KeyAlgorithm::Rsa(bits),
+            pkcs8,
+        })
+    }
+
+    /// When to renew.
+    pub fn rotation(&self) -> RotationConfig {
+        RotationConfig {
+            grace_ratio: self.environment.number("SECRET_GRACE_PERIOD_RATIO", 0.5),
+            jitter: self
+                .environment
+                .number("SECRET_GRACE_PERIOD_RATIO_JITTER", 0.01),
+            ..RotationConfig::default()
+        }
+    }
+
+    /// `OUTPUT_CERTS`.
+    pub fn output(&self) -> Option<OutputCerts> {
+        let folder = self.environment.text("OUTPUT_CERTS");
+        let mode = if self.environment.is_set("KUBERNETES_SERVICE_HOST") {
+            0o644
+        } else {
+            0o600
+        };
+        (!folder.is_empty()).then(|| OutputCerts {
+            dir: PathBuf::from(folder),
+            mode,
+        })
+    }
+
+    fn tls(&self, peer: &'static str, roots: RootSource) -> Result<TlsSettings, SecurityError> {
+        if let RootSource::File(path) = &roots
+            && !path.exists()
+        {
+            let path = path.display().to_string();
+            return Err(SecurityError::MissingRoot { peer, path });
+        }
+        let compliance = match self.compliance {
+            None => Compliance::None,
+            Some(CompliancePolicy::Fips140v2) => Compliance::Fips140V2,
+            Some(CompliancePolicy::Fips140v3) => Compliance::Fips140V3,
+            Some(CompliancePolicy::Pqc) => Compliance::Pqc,
+        };
+        Ok(TlsSettings {
+            roots,
+            client: self.client_certificate(),
+            compliance,
+        })
+    }
+
+    fn client_certificate(&self) -> Option<ClientCertificate> {
+        let folder = self.environment.text("PROV_CERT");
+        if !folder.is_empty() {
+            let folder = Path::new(&folder);
+            return Some(ClientCertificate {
+                chain: folder.join("cert-chain.pem"),
+                key: folder.join("key.pem"),
+            });
+        }
+        if !self.environment.boolean("FILE_MOUNTED_CERTS", false) {
+            return None;
+        }
+        let chain = self.proxy_metadata("ISTIO_META_TLS_CLIENT_CERT_CHAIN")?;
+        let key = self.proxy_metadata("ISTIO_META_TLS_CLIENT_KEY")?;
+        Some(ClientCertificate {
+            chain: PathBuf::from(chain),
+            key: PathBuf::from(key),
+        })
+    }
+
+    fn proxy_metadata(&self, key: &str) -> Option<&str> {
+        let value = self.settings.proxy_metadata.get(key)?;
+        (!value.is_empty()).then_some(value.as_str())
+    }
+
+    fn xds_root(&self) -> Result<RootSource, SecurityError> {
+        if let Some(root) = explicit_root(&self.environment.text("XDS_ROOT_CA")) {
+            return Ok(root);
+        }
+        if Path::new(LEGACY_ROOT).exists() {
+            return Ok(RootSource::File(PathBuf::from(LEGACY_ROOT)));
+        }
+        if let Some(root) = self.provisioned_root() {
+            return Ok(root);
+        }
+        if self.environment.boolean("FILE_MOUNTED_CERTS", false)
+            && let Some(file) = self.proxy_metadata("ISTIO_META_TLS_CLIENT_ROOT_CERT")
+        {
+            return Ok(RootSource::File(PathBuf::from(file)));
+        }
+        self.istiod_root("XDS")
+    }
+
+    fn ca_root(&self) -> Result<RootSource, SecurityError> {
+        if let Some(root) = explicit_root(&self.environment.text("CA_ROOT_CA")) {
+            return Ok(root);
+        }
+        if self.environment.text("PILOT_CERT_PROVIDER") == "custom" {
+            return Ok(RootSource::File(PathBuf::from(LEGACY_ROOT)));
+        }
+        if let Some(root) = self.provisioned_root() {
+            return Ok(root);
+        }
+        self.istiod_root("CA")
+    }
+
+    fn provisioned_root(&self) -> Option<RootSource> {
+        let folder = self.environment.text("PROV_CERT");
+        let file = || RootSource::File(Path::new(&folder).join("root-cert.pem"));
+        (!folder.is_empty()).then(file)
+    }
+
+    fn istiod_root(&self, peer: &'static str) -> Result<RootSource, SecurityError> {
+        if self.environment.text("PILOT_CERT_PROVIDER") == "none" {
+            return Err(SecurityError::NoRoot(peer));
+        }
+        Ok(RootSource::File(PathBuf::from(ISTIOD_ROOT)))
+    }
+}
+
+fn explicit_root(text: &str) -> Option<RootSource> {
+    match text {
+        "" => None,
+        "SYSTEM" => Some(RootSource::System),
+        file => Some(RootSource::File(PathBuf::from(file))),
+    }
+}

@@ -1,0 +1,463 @@
+//! The start-up sequence of `proxy`, and its end. The order is the contract: the status server
+//! first, then sockets, then documents, then the proxy; nothing waits for istiod.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use bootstrap_templates::{
+    EnvoyInputs, FieldError, GrpcCertificates, Node, envoy_bootstrap, grpc_bootstrap,
+};
+use tokio::task::JoinSet;
+
+use crate::ca_client::CaClient;
+use crate::metrics::{Metrics, Page};
+use crate::options::security::{Security, SecurityError};
+use crate::options::{BootstrapSource, Options, OptionsError};
+use crate::sds::{self, SdsConfig, SdsProvider, SdsProviderError, SdsServer};
+use crate::secret_manager::{
+    SecretManager, SecretManagerConfig, SecretStatus, WorkloadSource, spiffe_id,
+};
+use crate::status::{Readiness, StatusError, StatusParts, StatusServer};
+use crate::supervisor::{AdminClient, Lifecycle, ProxyCommand, SignalError, Signals, Supervisor};
+use crate::uds::UdsError;
+use crate::xds_proxy::{XdsProxy, XdsProxyConfig, XdsProxyHandle};
+
+const WORKLOAD_UDS: &str = "./var/run/secrets/workload-spiffe-uds";
+const CREDENTIAL_SOCKET: &str = "./var/run/secrets/credential-uds/socket";
+const FILES_SOCKET: &str = "./var/run/secrets/credential-uds/files-socket";
+/// The agent's own SDS socket is always named so.
+const OWN_SOCKET: &str = "socket";
+const CRL: &str = "/var/run/secrets/istio/crl/ca-crl.pem";
+const STARTUP_TOKEN_MODE: u32 = 0o600;
+
+/// Why the agent cannot start; code 255.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Settings.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// Connections and keys.
+    #[error(transparent)]
+    Security(#[from] SecurityError),
+    /// Status server.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+    /// Signal handlers.
+    #[error(transparent)]
+    Signals(#[from] SignalError),
+    /// Whose SDS serves identities.
+    #[error(transparent)]
+    SdsProvider(#[from] SdsProviderError),
+    /// A socket.
+    #[error(transparent)]
+    Socket(#[from] UdsError),
+    /// The bootstrap cannot express a setting.
+    #[error("cannot build the bootstrap: {0}")]
+    Bootstrap(#[from] FieldError),
+    /// A file of the agent.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// File.
+        path: String,
+        /// System error.
+        source: std::io::Error,
+    },
+    /// A stale socket that cannot be removed.
+    #[error("cannot remove unhealthy socket {path}: {source}")]
+    StaleSocket {
+        /// Socket.
+        path: &'static str,
+        /// System error.
+        source: std::io::Error,
+    },
+}
+
+/// Runs `proxy` to its end.
+///
+/// # Errors
+/// Whatever keeps the agent from starting. Later failures are the exit code's business.
+pub async fn run(mut options: Options) -> Result<u8, StartError> {
+    let mut signals = Signals::install()?;
+    let metrics = Arc::new(Metrics::default());
+    let lifecycle = Arc::new(Lifecycle::default());
+    let ipv6_only = options.node.ips.iter().all(std::net::IpAddr::is_ipv6);
+    let admin_port = u16::try_from(options.settings.proxy_admin_port).unwrap_or(0);
+    let admin = AdminClient::new(admin_port, ipv6_only);
+    let proxied = (!options.disable_envoy).then(|| admin.clone());
+    let istiod = Arc::new(std::sync::OnceLock::<XdsProxyHandle>::new());
+
+    let mut services = JoinSet::new();
+    let readiness = readiness(&options, proxied.clone(), metrics.clone(), istiod.clone());
+    if options.status.port != 0 {
+        let parts = StatusParts {
+            metrics: metrics.clone(),
+            readiness: Arc::new(readiness),
+            lifecycle: lifecycle.clone(),
+            admin: proxied,
+            inbound_only: options.drain.inbound_only,
+            ipv6_only,
+        };
+        services.spawn(StatusServer::bind(&options.status, parts)?.serve());
+    }
+    let handle = control_plane(&mut options, &metrics, &mut services).await?;
+    // Set once, before anybody can have read it.
+    let _ = istiod.set(handle);
+
+    let node = options.build_node()?;
+    write_grpc_bootstrap(&options, &node)?;
+    let (path, generated) = write_bootstrap(&options, &node)?;
+    let supervisor = Supervisor {
+        lifecycle,
+        drain: options.drain.clone(),
+        admin,
+        bootstrap: generated.then(|| path.clone()),
+    };
+    let code = if options.disable_envoy {
+        supervisor.run_without_proxy(&mut signals).await
+    } else {
+        supervisor
+            .run(&ProxyCommand::new(&options, &node, &path), &mut signals)
+            .await
+    };
+    services.shutdown().await;
+    Ok(code)
+}
+
+fn readiness(
+    options: &Options,
+    admin: Option<AdminClient>,
+    metrics: Arc<Metrics>,
+    istiod: Arc<std::sync::OnceLock<XdsProxyHandle>>,
+) -> Readiness {
+    // Only a proxyless client reads the file; a sidecar must not fail for it.
+    let grpc = options
+        .grpc_bootstrap
+        .clone()
+        .filter(|_| options.disable_envoy);
+    Readiness::new(admin, grpc, metrics, move || {
+        istiod
+            .get()
+            .and_then(|handle| handle.status().borrow().last_error.clone())
+    })
+}
+
+/// SDS, secrets and the xDS proxy. Fills in what node metadata says about sockets.
+async fn control_plane(
+    options: &mut Options,
+    metrics: &Metrics,
+    services: &mut JoinSet<()>,
+) -> Result<XdsProxyHandle, StartError> {
+    options.node.credential_socket = credential_socket().await?;
+    let name = options.node.workload_identity_socket_file.clone();
+    let provider = sds::detect_provider(Path::new(WORKLOAD_UDS), &name).await?;
+    options.node.external_sds = provider == SdsProvider::External;
+    let security = Security {
+        environment: &options.environment,
+        settings: &options.settings,
+        compliance: options.compliance,
+    };
+    let secrets = secrets(options, &security, provider, metrics)?;
+    if !options.disable_envoy {
+        let socket = match provider {
+            SdsProvider::External => PathBuf::from(FILES_SOCKET),
+            SdsProvider::Own => Path::new(WORKLOAD_UDS).join(OWN_SOCKET),
+        };
+        let crl = options.environment.boolean("PILOT_ENABLE_CA_CRL", true);
+        let config = SdsConfig {
+            socket,
+            crl: crl.then(|| PathBuf::from(CRL)),
+            server: security.server(),
+        };
+        let server = SdsServer::bind(config, secrets.clone())?;
+        let counters = server.metrics();
+        metrics.add_source(move |page| {
+            let count = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
+            let labels = [("type", "SDS")];
+            let help = "Total number of XDS requests with an expired nonce.";
+            page.counter(
+                "pilot_xds_expired_nonce",
+                help,
+                &labels,
+                count(&counters.expired_nonce),
+            );
+            let help = "Total number of XDS responses rejected by the proxy.";
+            page.counter(
+                "pilot_total_xds_rejects",
+                help,
+                &labels,
+                count(&counters.rejects),
+            );
+        });
+        services.spawn(server.run());
+    }
+    let proxy = XdsProxy::bind(XdsProxyConfig {
+        socket: options.xds_socket_path(),
+        upstream: security.xds()?,
+        metadata: security.metadata("XDS_HEADER_")?,
+        server: security.server(),
+        name_table: false,
+        proxy_config: options.environment.boolean("PROXY_CONFIG_XDS_AGENT", false),
+        convert_wasm: options
+            .environment
+            .boolean("ISTIO_AGENT_ENABLE_WASM_REMOTE_LOAD_CONVERSION", true),
+    })?;
+    let handle = proxy.handle();
+    let source = handle.clone();
+    metrics.add_source(move |page| xds_metrics(page, &source));
+    services.spawn(proxy.run());
+    let mut anchors = handle.trust_anchors();
+    // Keeps the secrets alive for as long as the services run.
+    services.spawn(async move {
+        while anchors.changed().await.is_ok() {
+            let roots = anchors.borrow_and_update().clone().unwrap_or_default();
+            secrets.set_extra_roots(roots);
+        }
+        std::future::pending::<()>().await;
+    });
+    Ok(handle)
+}
+
+fn secrets(
+    options: &Options,
+    security: &Security<'_>,
+    provider: SdsProvider,
+    metrics: &Metrics,
+) -> Result<SecretManager, StartError> {
+    let mut ca = None;
+    let source = match (provider, security.mounted()?) {
+        (SdsProvider::External, _) => WorkloadSource::FileNamesOnly,
+        (SdsProvider::Own, Some(files)) => WorkloadSource::Files(files),
+        (SdsProvider::Own, None) => {
+            let client = Arc::new(CaClient::new(security.ca()?));
+            ca = Some(client.clone());
+            WorkloadSource::Ca(client)
+        }
+    };
+    let trust_domain = options.environment.text_or("TRUST_DOMAIN", "cluster.local");
+    let identity = spiffe_id(
+        &trust_domain,
+        &options.node.namespace,
+        &options.node.service_account,
+    );
+    let retry = std::time::Duration::from_millis(100);
+    let manager = SecretManager::spawn(SecretManagerConfig {
+        key: security.keys()?,
+        rotation: security.rotation(),
+        output: security.output(),
+        file_retry: options
+            .environment
+            .duration("FILE_DEBOUNCE_DURATION", retry),
+        ..SecretManagerConfig::new(identity, source)
+    });
+    let status = manager.status();
+    let files = manager.clone();
+    metrics.add_source(move |page| {
+        if let Some(ca) = &ca {
+            ca_metrics(page, ca);
+        }
+        certificate_metrics(page, &status.borrow());
+        let help = "Number of times secret generation failed for files";
+        page.counter(
+            "num_file_secret_failures_total",
+            help,
+            &[],
+            files.file_failures(),
+        );
+    });
+    Ok(manager)
+}
+
+/// An external credential server is used if it answers; a dead socket is removed, so that the
+/// proxy does not wait for it.
+async fn credential_socket() -> Result<bool, StartError> {
+    let path = Path::new(CREDENTIAL_SOCKET);
+    if !path.exists() {
+        return Ok(false);
+    }
+    if sds::answers(path).await {
+        return Ok(true);
+    }
+    let fail = |source| StartError::StaleSocket {
+        path: CREDENTIAL_SOCKET,
+        source,
+    };
+    std::fs::remove_file(path).map(|()| false).map_err(fail)
+}
+
+fn write_grpc_bootstrap(options: &Options, node: &Node) -> Result<(), StartError> {
+    let Some(path) = &options.grpc_bootstrap else {
+        return Ok(());
+    };
+    let output = options.environment.text("OUTPUT_CERTS");
+    let file = |name: &str| Path::new(&output).join(name).display().to_string();
+    let certificates = (!output.is_empty()).then(|| GrpcCertificates {
+        certificate_file: file("cert-chain.pem"),
+        private_key_file: file("key.pem"),
+        ca_certificate_file: file("root-cert.pem"),
+    });
+    let socket = cleaned(&options.xds_socket_path());
+    let document = grpc_bootstrap(node, &socket, certificates.as_ref());
+    let text = format!("{document:#}");
+    let temporary = path.with_extension("json.tmp");
+    write(&temporary, text.as_bytes(), 0o644)?;
+    std::fs::rename(&temporary, path).map_err(|source| failed(path, source))
+}
+
+/// Go's `filepath.Clean`, as far as paths of settings need it: no `./` in front.
+fn cleaned(path: &Path) -> String {
+    let text: PathBuf = path.components().filter(|c| c.as_os_str() != ".").collect();
+    text.display().to_string()
+}
+
+/// The path for the proxy, and whether the agent made the file.
+fn write_bootstrap(options: &Options, node: &Node) -> Result<(PathBuf, bool), StartError> {
+    if let BootstrapSource::File(path) = &options.bootstrap {
+        return Ok((path.clone(), false));
+    }
+    let path = options.bootstrap_path();
+    if options.disable_envoy {
+        return Ok((path, false));
+    }
+    let built = envoy_bootstrap(&EnvoyInputs {
+        node,
+        settings: &options.settings,
+        log_as_json: options.log_as_json,
+        delta_xds: options.delta_xds,
+        dual_stack: options.dual_stack,
+        strip_fragment: options.strip_fragment,
+        status_proxy_protocol: options.status_proxy_protocol,
+        compliance: options.compliance,
+        host_ip: options.host_ip.as_deref(),
+    })?;
+    for warning in &built.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(token) = &built.token_file {
+        write(
+            Path::new(&token.path),
+            token.token.as_bytes(),
+            STARTUP_TOKEN_MODE,
+        )?;
+    }
+    write(&path, format!("{:#}", built.document).as_bytes(), 0o644)?;
+    Ok((path, true))
+}
+
+fn failed(path: &Path, source: std::io::Error) -> StartError {
+    StartError::Write {
+        path: path.display().to_string(),
+        source,
+    }
+}
+
+fn write(path: &Path, contents: &[u8], mode: u32) -> Result<(), StartError> {
+    use std::io::Write;
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    let attempt = || {
+        if let Some(folder) = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty() && !p.exists())
+        {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)?;
+        }
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(mode);
+        options.open(path)?.write_all(contents)
+    };
+    attempt().map_err(|source| failed(path, source))
+}
+
+fn xds_metrics(page: &mut Page, handle: &XdsProxyHandle) {
+    let m = handle.metrics();
+    let count = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
+    let help = "The total number of connection failures to Istiod";
+    page.counter(
+        "istiod_connection_failures",
+        help,
+        &[],
+        count(&m.connection_failures),
+    );
+    for (kind, istiod, envoy) in [
+        ("cancelled", &m.istiod_cancelled, &m.envoy_cancelled),
+        ("error", &m.istiod_error, &m.envoy_error),
+    ] {
+        let help = "The total number of connection errors to Istiod";
+        page.counter(
+            "istiod_connection_terminations",
+            help,
+            &[("type", kind)],
+            count(istiod),
+        );
+        let help = "The total number of connection errors from envoy";
+        page.counter(
+            "envoy_connection_terminations",
+            help,
+            &[("type", kind)],
+            count(envoy),
+        );
+    }
+    let help = "The total number of Xds Proxy Requests";
+    page.counter("xds_proxy_requests", help, &[], count(&m.requests));
+    let help = "The total number of Xds Proxy Responses";
+    page.counter("xds_proxy_responses", help, &[], count(&m.responses));
+    let max = count(&m.recv_max);
+    if max != 0 {
+        page.gauge(
+            "pilot_xds_recv_max",
+            "The largest XDS request size.",
+            &[],
+            max as f64,
+        );
+    }
+}
+
+fn ca_metrics(page: &mut Page, ca: &CaClient) {
+    let m = ca.metrics();
+    let labels = [("request_type", "csr")];
+    for (name, help, value) in [
+        (
+            "outgoing_latency",
+            "The latency of outgoing requests in milliseconds.",
+            &m.latency_ms,
+        ),
+        (
+            "num_outgoing_requests",
+            "Number of total outgoing requests.",
+            &m.requests,
+        ),
+        (
+            "num_failed_outgoing_requests",
+            "Number of failed outgoing requests.",
+            &m.failed,
+        ),
+        (
+            "num_outgoing_retries",
+            "Number of outgoing retry requests.",
+            &m.retries,
+        ),
+    ] {
+        page.counter(name, help, &labels, value.load(Ordering::Relaxed));
+    }
+}
+
+fn certificate_metrics(page: &mut Page, status: &SecretStatus) {
+    let Some(not_after) = status.not_after else {
+        return;
+    };
+    let left = match not_after.duration_since(SystemTime::now()) {
+        Ok(left) => left.as_secs_f64(),
+        Err(past) => -past.duration().as_secs_f64(),
+    };
+    let help = "The time remaining, in seconds, before the certificate chain will expire.";
+    page.gauge(
+        "cert_expiry_seconds",
+        help,
+        &[("resource_name", "default")],
+        left,
+    );
+}
