@@ -640,7 +640,7 @@ fn streams() -> Vec<Case> {
                 "\0\0\0\0\0",
             ),
         ),
-        tcp(106, "tcp refused", "dead", Send::HalfClose(bytes.clone())),
+        tcp(106, "tcp refused", "dead", Send::HalfClose(bytes.clone())).either_end(),
         tcp(107, "tcp empty", "empty", Send::HalfClose(bytes.clone())).either_end(),
         tcp(
             107,
