@@ -108,9 +108,10 @@ fn passes(filter: &Filter, context: &LogContext<'_>) -> bool {
         Filter::And(all) => all.iter().all(|f| passes(f, context)),
         Filter::Or(any) => any.iter().any(|f| passes(f, context)),
         Filter::ResponseFlag(names) if names.is_empty() => !info.flags.is_empty(),
-        Filter::ResponseFlag(names) => {
-            info.flags.iter().any(|f| names.iter().any(|n| **n == *f.short()))
-        }
+        Filter::ResponseFlag(names) => info
+            .flags
+            .iter()
+            .any(|f| names.iter().any(|n| **n == *f.short())),
         Filter::StatusCode(c) => compare(c, u64::from(info.response_code)),
         Filter::Duration(c) => {
             let end = info.end.unwrap_or_else(std::time::Instant::now);

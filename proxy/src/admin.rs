@@ -25,7 +25,9 @@ use server::{Request, Response};
 /// # Errors
 /// When the address cannot be bound or `--admin-address-path` cannot be written.
 pub async fn start(process: &Rc<Process>) -> Result<(), String> {
-    let Some(address) = process.bootstrap.admin else { return Ok(()) };
+    let Some(address) = process.bootstrap.admin else {
+        return Ok(());
+    };
     let listener = TcpListener::bind(address)
         .await
         .map_err(|e| format!("admin.address: cannot bind '{address}': {e}"))?;
@@ -110,8 +112,9 @@ fn stats(process: &Process, request: &Request) -> Response {
 fn prometheus(process: &Process, request: &Request) -> Response {
     match Query::parse(&request.query) {
         Err(text) => Response::error(400, text),
-        Ok(query) => {
-            Response::text(crate::stats::prometheus::render(&process.store.stats, &query))
-        }
+        Ok(query) => Response::text(crate::stats::prometheus::render(
+            &process.store.stats,
+            &query,
+        )),
     }
 }

@@ -6,7 +6,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Transparent huge pages are off before the allocator touches its first page: it asks for them, and each one
 /// would round a few kilobytes up to two megabytes (15 MB instead of 3 in an idle process).
 #[used]
-#[allow(unsafe_code, reason = "only a function in .preinit_array runs before the allocator's constructor")]
+#[allow(
+    unsafe_code,
+    reason = "only a function in .preinit_array runs before the allocator's constructor"
+)]
 // SAFETY: the section holds pointers to C functions without required arguments, called once by the C runtime
 // before any constructor; the function makes one system call and relies on nothing being initialised.
 #[unsafe(link_section = ".preinit_array")]

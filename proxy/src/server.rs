@@ -90,7 +90,9 @@ pub struct Process {
 
 impl std::fmt::Debug for Process {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Process").field("concurrency", &self.concurrency).finish_non_exhaustive()
+        f.debug_struct("Process")
+            .field("concurrency", &self.concurrency)
+            .finish_non_exhaustive()
     }
 }
 
@@ -131,14 +133,20 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> Result<(), ServerErro
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|cause| ServerError::System { what: "control runtime", cause })?;
+        .map_err(|cause| ServerError::System {
+            what: "control runtime",
+            cause,
+        })?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, serve(options, loaded, levels, started))
 }
 
 fn config_error(options: &CommandLine, reason: String) -> ServerError {
     let yaml = options.config_yaml.as_deref().unwrap_or("");
-    ServerError::Config { config: format!("{yaml} {}", bootstrap::file_name(options)), reason }
+    ServerError::Config {
+        config: format!("{yaml} {}", bootstrap::file_name(options)),
+        reason,
+    }
 }
 
 fn build_store(
@@ -153,7 +161,10 @@ fn build_store(
             .unwrap_or(usize::MAX)
             .max(1),
     };
-    let fragment = runtime.flag("envoy.reloadable_features.http_reject_path_with_fragment", true);
+    let fragment = runtime.flag(
+        "envoy.reloadable_features.http_reject_path_with_fragment",
+        true,
+    );
     Ok(Arc::new(Store {
         clusters: Table::default(),
         routes: Table::default(),
@@ -179,15 +190,21 @@ async fn serve(
     let layers = runtime::Layers::new(&bootstrap);
     let store = build_store(&options, &bootstrap, &layers)
         .map_err(|reason| config_error(&options, reason))?;
-    let concurrency = options.concurrency.filter(|n| *n > 0).unwrap_or_else(process::cpus);
+    let concurrency = options
+        .concurrency
+        .filter(|n| *n > 0)
+        .unwrap_or_else(process::cpus);
     let workers = start_workers(concurrency, &store)?;
     let senders = workers.iter().map(|w| w.commands.clone()).collect();
     let limit = bootstrap.max_active_downstream_connections;
     if limit.is_none() {
         tracing::warn!(target: "main", "There is no configured limit to the number of allowed active downstream connections. Configure a limit in `envoy.resource_monitors.global_downstream_max_connections` resource monitor.");
     }
-    let listeners =
-        Rc::new(RefCell::new(ListenerManager::new(Arc::clone(&store), senders, limit)));
+    let listeners = Rc::new(RefCell::new(ListenerManager::new(
+        Arc::clone(&store),
+        senders,
+        limit,
+    )));
     let (sds_events, mut sds) = tokio::sync::mpsc::channel(16);
     let engine = Engine::new(
         Arc::clone(&store),
@@ -209,7 +226,11 @@ async fn serve(
         options,
         bootstrap,
     });
-    process.engine.borrow_mut().registry.ignore("bootstrap", "", loaded.ignored);
+    process
+        .engine
+        .borrow_mut()
+        .registry
+        .ignore("bootstrap", "", loaded.ignored);
     admin::start(&process)
         .await
         .map_err(|reason| config_error(&process.options, reason))?;
@@ -229,8 +250,12 @@ async fn serve(
 fn start_workers(count: u32, store: &Arc<Store>) -> Result<Vec<WorkerHandle>, ServerError> {
     (0..count)
         .map(|index| {
-            Worker::start(index, count, Arc::clone(store), rand::random())
-                .map_err(|cause| ServerError::System { what: "worker thread", cause })
+            Worker::start(index, count, Arc::clone(store), rand::random()).map_err(|cause| {
+                ServerError::System {
+                    what: "worker thread",
+                    cause,
+                }
+            })
         })
         .collect()
 }
@@ -238,7 +263,9 @@ fn start_workers(count: u32, store: &Arc<Store>) -> Result<Vec<WorkerHandle>, Se
 type Events = Option<tokio::sync::mpsc::Receiver<Event>>;
 
 fn start_ads(process: &Rc<Process>) -> Result<Events, ServerError> {
-    let Some(config) = &process.bootstrap.ads else { return Ok(None) };
+    let Some(config) = &process.bootstrap.ads else {
+        return Ok(None);
+    };
     let opened = streams::open_ads(&process.bootstrap, config)
         .map_err(|reason| config_error(&process.options, reason))?;
     process.engine.borrow_mut().start_ads(Box::new(opened.0));
@@ -281,7 +308,9 @@ async fn control(
                 }
                 Event::Connected => {}
             },
-            () = sleep_until(deadline) => process.engine.borrow_mut().on_time(),
+            () = sleep_until(deadline) => {
+                process.engine.borrow_mut().on_time(tokio::time::Instant::now());
+            }
             () = process.wake.notified() => {}
             () = process.quit.notified() => return Ok(()),
             name = signals.next(process) => {
@@ -317,7 +346,10 @@ struct Signals {
 impl Signals {
     fn new() -> Result<Self, ServerError> {
         let open = |kind| {
-            signal(kind).map_err(|cause| ServerError::System { what: "signal handler", cause })
+            signal(kind).map_err(|cause| ServerError::System {
+                what: "signal handler",
+                cause,
+            })
         };
         Ok(Self {
             term: open(SignalKind::terminate())?,

@@ -79,7 +79,9 @@ impl Gauge {
     /// The value; 0 for an empty handle.
     #[must_use]
     pub fn value(&self) -> i64 {
-        self.0.as_ref().map_or(0, |c| c.value.load(Ordering::Relaxed))
+        self.0
+            .as_ref()
+            .map_or(0, |c| c.value.load(Ordering::Relaxed))
     }
 }
 
@@ -241,7 +243,11 @@ impl Stats {
             .iter()
             .map(|(name, cell)| {
                 let (value, used) = cell.read();
-                Sample { name: Arc::clone(name), value, used }
+                Sample {
+                    name: Arc::clone(name),
+                    value,
+                    used,
+                }
             })
             .collect();
         samples.sort_unstable_by(|a, b| a.name.cmp(&b.name));

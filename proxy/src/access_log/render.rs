@@ -26,7 +26,11 @@ impl Missing {
     /// The rule of a text log format.
     #[must_use]
     pub const fn of(format: &Format) -> Self {
-        if format.omit_empty_values { Self::Empty } else { Self::Dash }
+        if format.omit_empty_values {
+            Self::Empty
+        } else {
+            Self::Dash
+        }
     }
 }
 
@@ -89,9 +93,10 @@ pub fn operator(op: &Operator, context: &LogContext<'_>, out: &mut Vec<u8>) -> b
         Operator::UpstreamProtocol => optional(upstream.protocol.map(|p| p.as_str()), out),
         Operator::ResponseCode => number(u64::from(info.response_code), out),
         Operator::ResponseCodeDetails => no_spaces(&info.details, out),
-        Operator::ConnectionTerminationDetails => {
-            no_spaces(info.connection_termination_details.as_deref().unwrap_or(""), out)
-        }
+        Operator::ConnectionTerminationDetails => no_spaces(
+            info.connection_termination_details.as_deref().unwrap_or(""),
+            out,
+        ),
         Operator::ResponseFlags => joined(info.flags.iter().map(|f| f.short()), out),
         Operator::ResponseFlagsLong => joined(info.flags.iter().map(|f| f.long()), out),
         Operator::BytesReceived => number(info.bytes_received, out),
@@ -114,9 +119,10 @@ pub fn operator(op: &Operator, context: &LogContext<'_>, out: &mut Vec<u8>) -> b
         Operator::UpstreamTransportFailureReason => {
             no_spaces(upstream.transport_failure.as_deref().unwrap_or(""), out)
         }
-        Operator::DownstreamTransportFailureReason => {
-            no_spaces(info.downstream_transport_failure.as_deref().unwrap_or(""), out)
-        }
+        Operator::DownstreamTransportFailureReason => no_spaces(
+            info.downstream_transport_failure.as_deref().unwrap_or(""),
+            out,
+        ),
         Operator::DownstreamRemoteAddress => address(Some(info.remote), Part::Whole, out),
         Operator::DownstreamRemoteAddressWithoutPort => address(Some(info.remote), Part::Ip, out),
         Operator::DownstreamRemotePort => address(Some(info.remote), Part::Port, out),
@@ -141,12 +147,10 @@ pub fn operator(op: &Operator, context: &LogContext<'_>, out: &mut Vec<u8>) -> b
         Operator::Hostname => optional(Some(hostname()), out),
         Operator::Environment(value) => optional(value.as_deref(), out),
         Operator::GrpcStatus => grpc_status(info.grpc_status, out),
-        Operator::GrpcStatusNumber => {
-            info.grpc_status.is_some_and(|code| number(u64::from(code), out))
-        }
-        Operator::StreamId => {
-            optional_bytes(context.request.get(b"x-request-id"), out)
-        }
+        Operator::GrpcStatusNumber => info
+            .grpc_status
+            .is_some_and(|code| number(u64::from(code), out)),
+        Operator::StreamId => optional_bytes(context.request.get(b"x-request-id"), out),
         _ => tls_operator(op, connection.tls.as_ref(), upstream.tls.as_ref(), out),
     }
 }
@@ -164,9 +168,7 @@ fn tls_operator(
         Operator::DownstreamPeerSubject => optional(down(|t| &t.peer_subject), out),
         Operator::DownstreamPeerIssuer => optional(down(|t| &t.peer_issuer), out),
         Operator::DownstreamPeerSerial => optional(down(|t| &t.peer_serial), out),
-        Operator::DownstreamPeerFingerprint256 => {
-            optional(down(|t| &t.peer_fingerprint_256), out)
-        }
+        Operator::DownstreamPeerFingerprint256 => optional(down(|t| &t.peer_fingerprint_256), out),
         Operator::DownstreamLocalUriSan => sans(downstream.map(|t| &*t.local_uri_sans), out),
         Operator::DownstreamLocalSubject => optional(down(|t| &t.local_subject), out),
         Operator::DownstreamTlsVersion => optional(down(|t| t.version), out),
@@ -201,7 +203,11 @@ fn optional_bytes(value: Option<&[u8]>, out: &mut Vec<u8>) -> bool {
 
 /// Details and failure reasons: one token, so that a line splits at spaces.
 fn no_spaces(value: &str, out: &mut Vec<u8>) -> bool {
-    out.extend(value.bytes().map(|b| if b.is_ascii_whitespace() { b'_' } else { b }));
+    out.extend(
+        value
+            .bytes()
+            .map(|b| if b.is_ascii_whitespace() { b'_' } else { b }),
+    );
     !value.is_empty()
 }
 
@@ -236,13 +242,21 @@ fn timestamp(format: &TimeFormat, at: SystemTime, out: &mut Vec<u8>) -> bool {
 }
 
 fn value<'a>(headers: &'a Headers, operand: &HeaderOperand) -> Option<&'a [u8]> {
-    headers.get(operand.name.as_bytes()).filter(|v| !v.is_empty()).or_else(|| {
-        operand.alternative.as_ref().and_then(|name| headers.get(name.as_bytes()))
-    })
+    headers
+        .get(operand.name.as_bytes())
+        .filter(|v| !v.is_empty())
+        .or_else(|| {
+            operand
+                .alternative
+                .as_ref()
+                .and_then(|name| headers.get(name.as_bytes()))
+        })
 }
 
 fn cut(value: &[u8], operand: &HeaderOperand) -> usize {
-    operand.max_length.map_or(value.len(), |max| max.min(value.len()))
+    operand
+        .max_length
+        .map_or(value.len(), |max| max.min(value.len()))
 }
 
 /// First value of the header, or of the alternative one.
@@ -279,9 +293,7 @@ fn address(address: Option<SocketAddr>, part: Part, out: &mut Vec<u8>) -> bool {
 fn upstream_remote(context: &LogContext<'_>, part: Part, out: &mut Vec<u8>) -> bool {
     match context.info.upstream.host.as_ref().map(|h| &h.address) {
         Some(HostAddress::Tcp(a)) => address(Some(*a), part, out),
-        Some(HostAddress::Pipe(path)) if !matches!(part, Part::Port) => {
-            optional(Some(path), out)
-        }
+        Some(HostAddress::Pipe(path)) if !matches!(part, Part::Port) => optional(Some(path), out),
         Some(HostAddress::Pipe(_)) | None => false,
     }
 }

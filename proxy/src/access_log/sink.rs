@@ -28,7 +28,10 @@ pub struct SinkOptions {
 
 impl Default for SinkOptions {
     fn default() -> Self {
-        Self { flush_interval: Duration::from_secs(10), min_size: 64 * 1024 }
+        Self {
+            flush_interval: Duration::from_secs(10),
+            min_size: 64 * 1024,
+        }
     }
 }
 
@@ -63,7 +66,11 @@ impl LogSinks {
             reopen_failed: stats.counter("filesystem.reopen_failed"),
             failed: stats.counter("filesystem.write_failed"),
         };
-        Self { options, counters, open: Mutex::default() }
+        Self {
+            options,
+            counters,
+            open: Mutex::default(),
+        }
     }
 
     /// The sink of a target, opened on first mention and shared by everything that names it.
@@ -137,7 +144,11 @@ fn open_target(target: &Target) -> io::Result<File> {
         Target::File(path) if &**path == "/dev/stderr" => own(io::stderr().as_fd()),
         Target::File(path) => {
             use std::os::unix::fs::OpenOptionsExt as _;
-            File::options().append(true).create(true).mode(0o644).open(&**path)
+            File::options()
+                .append(true)
+                .create(true)
+                .mode(0o644)
+                .open(&**path)
         }
     }
 }
@@ -216,7 +227,11 @@ impl Sink {
         state.flush = true;
         self.shared.wake.notify_one();
         while (state.writing || !state.pending.is_empty())
-            && !self.shared.idle.wait_until(&mut state, deadline).timed_out()
+            && !self
+                .shared
+                .idle
+                .wait_until(&mut state, deadline)
+                .timed_out()
         {}
     }
 }
@@ -271,8 +286,8 @@ impl Shared {
                 deadline = None;
                 self.wake.wait(&mut state);
             } else {
-                let at = *deadline
-                    .get_or_insert_with(|| Instant::now() + self.options.flush_interval);
+                let at =
+                    *deadline.get_or_insert_with(|| Instant::now() + self.options.flush_interval);
                 self.wake.wait_until(&mut state, at);
             }
         }

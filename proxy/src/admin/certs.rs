@@ -11,7 +11,10 @@ use crate::server::Process;
 use crate::tls::x509::CertificateFacts;
 
 fn days_left(not_after: i64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     let end = u64::try_from(not_after).unwrap_or(0);
     end.saturating_sub(now) / 86_400
 }

@@ -42,7 +42,10 @@ pub(super) fn page(process: &Process, request: &Request) -> Response {
 }
 
 fn thresholds(cluster: &Cluster) -> [(&'static str, CircuitBreakers); 2] {
-    [("default", cluster.config.circuit_breakers), ("high", CircuitBreakers::default())]
+    [
+        ("default", cluster.config.circuit_breakers),
+        ("high", CircuitBreakers::default()),
+    ]
 }
 
 fn service_name(cluster: &Cluster) -> Option<&str> {
@@ -54,27 +57,45 @@ fn service_name(cluster: &Cluster) -> Option<&str> {
 
 fn text_status(cluster: &Cluster, out: &mut String) {
     let name = cluster.name();
-    let _ = writeln!(out, "{name}::observability_name::{}", cluster.config.observability_name);
+    let _ = writeln!(
+        out,
+        "{name}::observability_name::{}",
+        cluster.config.observability_name
+    );
     if cluster.outlier.is_some() {
         for kind in ["outlier", "outlier::local_origin"] {
-            let prefix = kind.replace("outlier::local_origin", "outlier::local_origin_success_rate");
-            let prefix = prefix.strip_suffix("outlier").map_or_else(
-                || prefix.clone(),
-                |_| "outlier::success_rate".to_owned(),
+            let prefix = kind.replace(
+                "outlier::local_origin",
+                "outlier::local_origin_success_rate",
             );
+            let prefix = prefix
+                .strip_suffix("outlier")
+                .map_or_else(|| prefix.clone(), |_| "outlier::success_rate".to_owned());
             let _ = writeln!(out, "{name}::{prefix}_average::-1");
             let _ = writeln!(out, "{name}::{prefix}_ejection_threshold::-1");
         }
     }
     for (priority, t) in thresholds(cluster) {
-        let _ = writeln!(out, "{name}::{priority}_priority::max_connections::{}", t.max_connections);
+        let _ = writeln!(
+            out,
+            "{name}::{priority}_priority::max_connections::{}",
+            t.max_connections
+        );
         let _ = writeln!(
             out,
             "{name}::{priority}_priority::max_pending_requests::{}",
             t.max_pending_requests
         );
-        let _ = writeln!(out, "{name}::{priority}_priority::max_requests::{}", t.max_requests);
-        let _ = writeln!(out, "{name}::{priority}_priority::max_retries::{}", t.max_retries);
+        let _ = writeln!(
+            out,
+            "{name}::{priority}_priority::max_requests::{}",
+            t.max_requests
+        );
+        let _ = writeln!(
+            out,
+            "{name}::{priority}_priority::max_retries::{}",
+            t.max_retries
+        );
     }
     let _ = writeln!(out, "{name}::added_via_api::{}", cluster.added_via_api);
     if let Some(service) = service_name(cluster) {
@@ -126,7 +147,11 @@ fn health_flags(host: &Host) -> String {
         HealthStatus::Degraded => flags.push_str("/degraded_eds_health"),
         HealthStatus::Healthy | HealthStatus::Unknown => {}
     }
-    if flags.is_empty() { "healthy".to_owned() } else { flags }
+    if flags.is_empty() {
+        "healthy".to_owned()
+    } else {
+        flags
+    }
 }
 
 fn json_status(cluster: &Cluster) -> Value {

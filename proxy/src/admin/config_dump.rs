@@ -24,7 +24,10 @@ pub(super) fn page(process: &Process, request: &Request) -> Response {
         None => None,
         Some(Ok(regex)) => Some(regex),
         Some(Err(error)) => {
-            return Response::error(400, format!("Error while parsing name_regex from {error}\n"));
+            return Response::error(
+                400,
+                format!("Error while parsing name_regex from {error}\n"),
+            );
         }
     };
     let dump = Dump { process, regex };
@@ -52,7 +55,9 @@ pub(super) fn page(process: &Process, request: &Request) -> Response {
 
 /// `node` of the bootstrap with what Envoy adds to it.
 pub(super) fn node(process: &Process) -> Value {
-    let Ok(bootstrap) = decoded(BOOTSTRAP, &process.bootstrap.raw) else { return json!({}) };
+    let Ok(bootstrap) = decoded(BOOTSTRAP, &process.bootstrap.raw) else {
+        return json!({});
+    };
     let mut node = match bootstrap.get("node") {
         Some(Value::Object(node)) => node.clone(),
         _ => Map::new(),
@@ -97,7 +102,10 @@ struct Dump<'a> {
 
 fn section(kind: &str) -> Map<String, Value> {
     let mut out = Map::new();
-    out.insert("@type".into(), format!("{TYPE_PREFIX}envoy.admin.v3.{kind}").into());
+    out.insert(
+        "@type".into(),
+        format!("{TYPE_PREFIX}envoy.admin.v3.{kind}").into(),
+    );
     out
 }
 
@@ -116,7 +124,8 @@ fn list(out: &mut Map<String, Value>, key: &str, items: Vec<Value>) {
 impl Dump<'_> {
     fn wanted(&self, name: &str) -> bool {
         self.regex.as_ref().is_none_or(|r| {
-            r.find_iter(name).any(|m| m.start() == 0 && m.end() == name.len())
+            r.find_iter(name)
+                .any(|m| m.start() == 0 && m.end() == name.len())
         })
     }
 
@@ -199,7 +208,10 @@ impl Dump<'_> {
     fn failed(kind: &str, failed: &Failed) -> Value {
         let mut out = Map::new();
         out.insert("failed_configuration".into(), any(kind, &failed.body));
-        out.insert("last_update_attempt".into(), rfc3339(failed.last_update_attempt).into());
+        out.insert(
+            "last_update_attempt".into(),
+            rfc3339(failed.last_update_attempt).into(),
+        );
         out.insert("details".into(), failed.details.clone().into());
         version(&mut out, &failed.version);
         Value::Object(out)
@@ -208,7 +220,11 @@ impl Dump<'_> {
     fn clusters(&self, clusters: &Section) -> Value {
         let mut out = section("ClustersConfigDump");
         version(&mut out, &clusters.version);
-        list(&mut out, "static_clusters", self.statics(2, CLUSTER, "cluster"));
+        list(
+            &mut out,
+            "static_clusters",
+            self.statics(2, CLUSTER, "cluster"),
+        );
         let with_errors = |resources: &Resources| -> Vec<Value> {
             resources
                 .ordered()
@@ -223,14 +239,19 @@ impl Dump<'_> {
                 })
                 .collect()
         };
-        list(&mut out, "dynamic_active_clusters", with_errors(&clusters.active));
+        list(
+            &mut out,
+            "dynamic_active_clusters",
+            with_errors(&clusters.active),
+        );
         let mut warming = with_errors(&clusters.warming);
         let orphan = clusters.errors.iter().filter(|(name, _)| {
             clusters.active.get(name).is_none()
                 && clusters.warming.get(name).is_none()
                 && self.wanted(name)
         });
-        warming.extend(orphan.map(|(_, error)| json!({"error_state": Self::failed(CLUSTER, error)})));
+        warming
+            .extend(orphan.map(|(_, error)| json!({"error_state": Self::failed(CLUSTER, error)})));
         list(&mut out, "dynamic_warming_clusters", warming);
         Value::Object(out)
     }
@@ -238,16 +259,28 @@ impl Dump<'_> {
     fn endpoints(&self, endpoints: &Section) -> Value {
         let mut out = section("EndpointsConfigDump");
         let key = "endpoint_config";
-        list(&mut out, "dynamic_endpoint_configs", self.each(&endpoints.active, ENDPOINT, key));
+        list(
+            &mut out,
+            "dynamic_endpoint_configs",
+            self.each(&endpoints.active, ENDPOINT, key),
+        );
         Value::Object(out)
     }
 
     fn listeners(&self, listeners: &Section) -> Value {
         let mut out = section("ListenersConfigDump");
         version(&mut out, &listeners.version);
-        list(&mut out, "static_listeners", self.statics(1, LISTENER, "listener"));
-        let mut names: Vec<_> =
-            listeners.active.ordered().into_iter().map(|(n, _)| n).collect();
+        list(
+            &mut out,
+            "static_listeners",
+            self.statics(1, LISTENER, "listener"),
+        );
+        let mut names: Vec<_> = listeners
+            .active
+            .ordered()
+            .into_iter()
+            .map(|(n, _)| n)
+            .collect();
         names.extend(listeners.warming.ordered().into_iter().map(|(n, _)| n));
         names.extend(listeners.errors.keys());
         let mut seen = std::collections::HashSet::new();
@@ -257,9 +290,10 @@ impl Dump<'_> {
             .map(|name| {
                 let mut entry = Map::new();
                 entry.insert("name".into(), (&**name).into());
-                for (key, resources) in
-                    [("active_state", &listeners.active), ("warming_state", &listeners.warming)]
-                {
+                for (key, resources) in [
+                    ("active_state", &listeners.active),
+                    ("warming_state", &listeners.warming),
+                ] {
                     if let Some(raw) = resources.get(name) {
                         let state = self.state(LISTENER, "listener", raw);
                         entry.insert(key.into(), Value::Object(state));
@@ -284,14 +318,17 @@ impl Dump<'_> {
 
     fn secrets(&self, secrets: &Section) -> Value {
         let mut out = section("SecretsConfigDump");
-        let fixed = self.statics(3, SECRET, "secret").into_iter().map(|mut entry| {
-            if let (Some(name), Some(object)) =
-                (entry["secret"].get("name").cloned(), entry.as_object_mut())
-            {
-                object.insert("name".into(), name);
-            }
-            entry
-        });
+        let fixed = self
+            .statics(3, SECRET, "secret")
+            .into_iter()
+            .map(|mut entry| {
+                if let (Some(name), Some(object)) =
+                    (entry["secret"].get("name").cloned(), entry.as_object_mut())
+                {
+                    object.insert("name".into(), name);
+                }
+                entry
+            });
         list(&mut out, "static_secrets", fixed.collect());
         let dynamic = secrets
             .active
@@ -317,14 +354,29 @@ impl Dump<'_> {
 fn elements(configs: Vec<Value>, resource: &str) -> Option<Vec<Value>> {
     const FIELDS: [(&str, &str); 12] = [
         ("static_clusters", "ClustersConfigDump.StaticCluster"),
-        ("dynamic_active_clusters", "ClustersConfigDump.DynamicCluster"),
-        ("dynamic_warming_clusters", "ClustersConfigDump.DynamicCluster"),
-        ("static_endpoint_configs", "EndpointsConfigDump.StaticEndpointConfig"),
-        ("dynamic_endpoint_configs", "EndpointsConfigDump.DynamicEndpointConfig"),
+        (
+            "dynamic_active_clusters",
+            "ClustersConfigDump.DynamicCluster",
+        ),
+        (
+            "dynamic_warming_clusters",
+            "ClustersConfigDump.DynamicCluster",
+        ),
+        (
+            "static_endpoint_configs",
+            "EndpointsConfigDump.StaticEndpointConfig",
+        ),
+        (
+            "dynamic_endpoint_configs",
+            "EndpointsConfigDump.DynamicEndpointConfig",
+        ),
         ("static_listeners", "ListenersConfigDump.StaticListener"),
         ("dynamic_listeners", "ListenersConfigDump.DynamicListener"),
         ("static_route_configs", "RoutesConfigDump.StaticRouteConfig"),
-        ("dynamic_route_configs", "RoutesConfigDump.DynamicRouteConfig"),
+        (
+            "dynamic_route_configs",
+            "RoutesConfigDump.DynamicRouteConfig",
+        ),
         ("static_secrets", "SecretsConfigDump.StaticSecret"),
         ("dynamic_active_secrets", "SecretsConfigDump.DynamicSecret"),
         ("dynamic_warming_secrets", "SecretsConfigDump.DynamicSecret"),
@@ -335,7 +387,10 @@ fn elements(configs: Vec<Value>, resource: &str) -> Option<Vec<Value>> {
         if let Some(Value::Array(items)) = config.get_mut(resource).map(Value::take) {
             found.extend(items.into_iter().map(|item| {
                 let mut out = Map::new();
-                out.insert("@type".into(), format!("{TYPE_PREFIX}envoy.admin.v3.{kind}").into());
+                out.insert(
+                    "@type".into(),
+                    format!("{TYPE_PREFIX}envoy.admin.v3.{kind}").into(),
+                );
                 if let Value::Object(fields) = item {
                     out.extend(fields);
                 }

@@ -27,9 +27,10 @@ pub const COMMANDS: &[Command] = &[
         path: "/allocprofiler",
         mutates: true,
         help: "enable/disable the allocation profiler (if supported)",
-        parameters: &[
-            ("enable", "enable/disable the allocation profiler; One of (y, n)"),
-        ],
+        parameters: &[(
+            "enable",
+            "enable/disable the allocation profiler; One of (y, n)",
+        )],
     },
     Command {
         path: "/certs",
@@ -41,9 +42,7 @@ pub const COMMANDS: &[Command] = &[
         path: "/clusters",
         mutates: false,
         help: "upstream cluster status",
-        parameters: &[
-            ("filter", "RE2 regular expression for names"),
-        ],
+        parameters: &[("filter", "RE2 regular expression for names")],
     },
     Command {
         path: "/config_dump",
@@ -51,7 +50,10 @@ pub const COMMANDS: &[Command] = &[
         help: "dump current Envoy configs",
         parameters: &[
             ("resource", "repeated field to dump"),
-            ("mask", "field mask, applied to each section or, with resource, to each element"),
+            (
+                "mask",
+                "field mask, applied to each section or, with resource, to each element",
+            ),
             ("name_regex", "only configurations whose name matches"),
             ("include_eds", "with endpoints"),
         ],
@@ -66,9 +68,7 @@ pub const COMMANDS: &[Command] = &[
         path: "/cpuprofiler",
         mutates: true,
         help: "enable/disable the CPU profiler",
-        parameters: &[
-            ("enable", "enables the CPU profiler; One of (y, n)"),
-        ],
+        parameters: &[("enable", "enables the CPU profiler; One of (y, n)")],
     },
     Command {
         path: "/drain_listeners",
@@ -77,7 +77,10 @@ pub const COMMANDS: &[Command] = &[
         parameters: &[
             ("graceful", "keep accepting for the drain time, then stop"),
             ("skip_exit", "drain connections, never stop the listeners"),
-            ("inboundonly", "only listeners with traffic_direction INBOUND"),
+            (
+                "inboundonly",
+                "only listeners with traffic_direction INBOUND",
+            ),
         ],
     },
     Command {
@@ -102,9 +105,7 @@ pub const COMMANDS: &[Command] = &[
         path: "/heapprofiler",
         mutates: true,
         help: "enable/disable the heap profiler",
-        parameters: &[
-            ("enable", "enable/disable the heap profiler; One of (y, n)"),
-        ],
+        parameters: &[("enable", "enable/disable the heap profiler; One of (y, n)")],
     },
     Command {
         path: "/help",
@@ -122,17 +123,16 @@ pub const COMMANDS: &[Command] = &[
         path: "/init_dump",
         mutates: false,
         help: "dump current Envoy init manager information (experimental)",
-        parameters: &[
-            ("mask", "field mask, applied to each section or, with resource, to each element"),
-        ],
+        parameters: &[(
+            "mask",
+            "field mask, applied to each section or, with resource, to each element",
+        )],
     },
     Command {
         path: "/listeners",
         mutates: false,
         help: "print listener info",
-        parameters: &[
-            ("format", "File format to use; One of (text, json)"),
-        ],
+        parameters: &[("format", "File format to use; One of (text, json)")],
     },
     Command {
         path: "/logging",
@@ -141,7 +141,10 @@ pub const COMMANDS: &[Command] = &[
         parameters: &[
             ("paths", "<logger>:<level>,<logger>:<level>"),
             ("group", "<logger>:<level>"),
-            ("level", "level of every logger; One of (, trace, debug, info, warning, error, critical, off)"),
+            (
+                "level",
+                "level of every logger; One of (, trace, debug, info, warning, error, critical, off)",
+            ),
         ],
     },
     Command {
@@ -215,12 +218,24 @@ pub const COMMANDS: &[Command] = &[
         mutates: false,
         help: "print server stats",
         parameters: &[
-            ("usedonly", "Only include stats that have been written by system since restart"),
+            (
+                "usedonly",
+                "Only include stats that have been written by system since restart",
+            ),
             ("filter", "RE2 regular expression for names"),
             ("invert_filter", "Invert the filter regex"),
-            ("format", "Format to use; One of (html, active-html, text, json)"),
-            ("type", "Stat types to include.; One of (All, Counters, Histograms, Gauges, TextReadouts)"),
-            ("histogram_buckets", "Histogram bucket display mode; One of (cumulative, disjoint, detailed, summary)"),
+            (
+                "format",
+                "Format to use; One of (html, active-html, text, json)",
+            ),
+            (
+                "type",
+                "Stat types to include.; One of (All, Counters, Histograms, Gauges, TextReadouts)",
+            ),
+            (
+                "histogram_buckets",
+                "Histogram bucket display mode; One of (cumulative, disjoint, detailed, summary)",
+            ),
         ],
     },
     Command {
@@ -228,11 +243,17 @@ pub const COMMANDS: &[Command] = &[
         mutates: false,
         help: "print server stats in prometheus format",
         parameters: &[
-            ("usedonly", "Only include stats that have been written by system since restart"),
+            (
+                "usedonly",
+                "Only include stats that have been written by system since restart",
+            ),
             ("text_readouts", "print text readouts as gauges"),
             ("filter", "RE2 regular expression for names"),
             ("invert_filter", "Invert the filter regex"),
-            ("histogram_buckets", "Histogram bucket display mode; One of (cumulative, summary)"),
+            (
+                "histogram_buckets",
+                "Histogram bucket display mode; One of (cumulative, summary)",
+            ),
         ],
     },
     Command {
@@ -293,5 +314,8 @@ pub fn home() -> Response {
         "<!DOCTYPE html>\n<html lang=\"en\"><head><title>Envoy Admin</title></head><body>\n\
          <table><thead><tr><th>Command</th><th>Description</th></tr></thead><tbody>\n{rows}</tbody></table>\n</body></html>\n"
     );
-    Response { content_type: HTML, ..Response::text(body) }
+    Response {
+        content_type: HTML,
+        ..Response::text(body)
+    }
 }

@@ -9,7 +9,10 @@ use crate::server::Process;
 pub(super) fn page(process: &Process, request: &Request) -> Response {
     let mut list = process.listeners.borrow().list();
     let engine = process.engine.borrow();
-    let (fixed, dynamic) = (&process.bootstrap.listeners, &engine.registry.listeners.active);
+    let (fixed, dynamic) = (
+        &process.bootstrap.listeners,
+        &engine.registry.listeners.active,
+    );
     let order: Vec<_> = fixed
         .iter()
         .map(|l| &l.name)

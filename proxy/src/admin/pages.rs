@@ -11,7 +11,10 @@ use crate::server::{Process, VERSION, process as system};
 pub(super) fn ready(process: &Process) -> Response {
     let state = process.engine.borrow().state();
     let status = if state == State::Live { 200 } else { 503 };
-    Response { status, ..Response::text(format!("{}\n", state.name())) }
+    Response {
+        status,
+        ..Response::text(format!("{}\n", state.name()))
+    }
 }
 
 /// `/memory`.
@@ -43,14 +46,20 @@ pub(super) fn logging(process: &Process, request: &Request) -> Response {
                 let pairs: Option<Vec<_>> = value.split(',').map(|p| p.split_once(':')).collect();
                 pairs.is_some_and(|pairs| {
                     pairs.iter().all(|(logger, _)| LOGGERS.contains(logger))
-                        && pairs.iter().all(|(logger, level)| levels.set(logger, level))
+                        && pairs
+                            .iter()
+                            .all(|(logger, level)| levels.set(logger, level))
                 })
             }
             logger => levels.set(logger, value),
         },
         _ => false,
     };
-    if done { Response::text(levels.page()) } else { Response::error(400, USAGE) }
+    if done {
+        Response::text(levels.page())
+    } else {
+        Response::error(400, USAGE)
+    }
 }
 
 /// `/runtime_modify`.
@@ -73,7 +82,10 @@ pub(super) fn drain_listeners(process: &Process, request: &Request) -> Response 
     if skip_exit && !graceful {
         return Response::error(400, "skip_exit requires graceful\n");
     }
-    process.listeners.borrow_mut().drain_all(request.has("inboundonly"), graceful, skip_exit);
+    process
+        .listeners
+        .borrow_mut()
+        .drain_all(request.has("inboundonly"), graceful, skip_exit);
     Response::text("OK\n")
 }
 
@@ -86,7 +98,10 @@ pub(super) fn healthcheck(process: &Process, fail: bool) -> Response {
 /// `/quitquitquit`.
 pub(super) fn quit(process: &Process) -> Response {
     process.quit.notify_one();
-    Response { close: true, ..Response::text("OK\n") }
+    Response {
+        close: true,
+        ..Response::text("OK\n")
+    }
 }
 
 /// `/init_dump`.
@@ -113,7 +128,10 @@ pub(super) fn ignored(process: &Process) -> Response {
             .collect();
         page.insert(resource.clone(), Value::Array(entries));
     }
-    Response { content_type: JSON, ..Response::json(&Value::Object(page)) }
+    Response {
+        content_type: JSON,
+        ..Response::json(&Value::Object(page))
+    }
 }
 
 /// `/server_info`.
@@ -121,7 +139,10 @@ pub(super) fn server_info(process: &Process) -> Response {
     let uptime = format!("{}s", process.started.elapsed().as_secs());
     let mut info = Map::new();
     info.insert("version".into(), VERSION.into());
-    info.insert("state".into(), process.engine.borrow().state().name().into());
+    info.insert(
+        "state".into(),
+        process.engine.borrow().state().name().into(),
+    );
     info.insert("uptime_current_epoch".into(), uptime.clone().into());
     info.insert("uptime_all_epochs".into(), uptime.into());
     info.insert("hot_restart_version".into(), "disabled".into());
@@ -132,9 +153,15 @@ pub(super) fn server_info(process: &Process) -> Response {
 
 fn command_line(process: &Process) -> Value {
     let o = &process.options;
-    let path = o.config_path.as_ref().map_or_else(String::new, |p| p.display().to_string());
-    let components: Vec<_> =
-        o.component_log_level.iter().map(|(logger, level)| format!("{logger}:{level}")).collect();
+    let path = o
+        .config_path
+        .as_ref()
+        .map_or_else(String::new, |p| p.display().to_string());
+    let components: Vec<_> = o
+        .component_log_level
+        .iter()
+        .map(|(logger, level)| format!("{logger}:{level}"))
+        .collect();
     let number = |name: &str, default: &str| o.last(name, default).parse::<u64>().unwrap_or(0);
     let shutdown = number("parent-shutdown-time-s", "900");
     json!({

@@ -50,7 +50,11 @@ fn certificate(value: &Bytes) -> Result<Bytes, WireError> {
 /// Replaces the data sources in field `number`.
 fn each(value: &Bytes, number: u32) -> Result<Bytes, WireError> {
     rewrite(value, &|n, v| {
-        Ok(if n == number { Change::Replace(data_source(v)?) } else { Change::Keep })
+        Ok(if n == number {
+            Change::Replace(data_source(v)?)
+        } else {
+            Change::Keep
+        })
     })
 }
 

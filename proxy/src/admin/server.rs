@@ -47,13 +47,20 @@ impl Request {
                 (decode(k), decode(v))
             })
             .collect();
-        Self { method: method.to_owned(), path: path.to_owned(), query }
+        Self {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            query,
+        }
     }
 
     /// First value of a query parameter.
     #[must_use]
     pub fn parameter(&self, name: &str) -> Option<&str> {
-        self.query.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
+        self.query
+            .iter()
+            .find(|(k, _)| k == name)
+            .map(|(_, v)| v.as_str())
     }
 
     /// A parameter that is present, whatever its value.
@@ -107,19 +114,34 @@ impl Response {
     /// 200 with text.
     #[must_use]
     pub fn text(body: impl Into<Vec<u8>>) -> Self {
-        Self { status: 200, content_type: TEXT, body: body.into(), close: false }
+        Self {
+            status: 200,
+            content_type: TEXT,
+            body: body.into(),
+            close: false,
+        }
     }
 
     /// 200 with JSON, indented by one space and ended by a line feed.
     #[must_use]
     pub fn json(value: &serde_json::Value) -> Self {
-        Self { status: 200, content_type: JSON, body: super::json::pretty(value), close: false }
+        Self {
+            status: 200,
+            content_type: JSON,
+            body: super::json::pretty(value),
+            close: false,
+        }
     }
 
     /// Another status with text.
     #[must_use]
     pub fn error(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, content_type: TEXT, body: body.into(), close: false }
+        Self {
+            status,
+            content_type: TEXT,
+            body: body.into(),
+            close: false,
+        }
     }
 }
 
@@ -197,7 +219,10 @@ enum Body {
     Chunked,
 }
 
-async fn connection(mut io: impl AsyncRead + AsyncWrite + Unpin, handle: &dyn Fn(&Request) -> Response) {
+async fn connection(
+    mut io: impl AsyncRead + AsyncWrite + Unpin,
+    handle: &dyn Fn(&Request) -> Response,
+) {
     let mut buffer = Vec::new();
     loop {
         let head = match tokio::time::timeout(IDLE, read_head(&mut io, &mut buffer)).await {
@@ -209,14 +234,26 @@ async fn connection(mut io: impl AsyncRead + AsyncWrite + Unpin, handle: &dyn Fn
             }
             Ok(Ok(None)) | Err(_) => return,
         };
-        if head.expect && io.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
+        if head.expect
+            && io
+                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+                .await
+                .is_err()
+        {
             return;
         }
         buffer.drain(..head.length);
         let mut close = head.close;
         match head.body {
             Body::Length(n) if n > MAX_BODY => {
-                let _ = write(&mut io, &Response::error(413, reason(413)), false, true, true).await;
+                let _ = write(
+                    &mut io,
+                    &Response::error(413, reason(413)),
+                    false,
+                    true,
+                    true,
+                )
+                .await;
                 return;
             }
             Body::Length(n) => {
@@ -229,7 +266,11 @@ async fn connection(mut io: impl AsyncRead + AsyncWrite + Unpin, handle: &dyn Fn
         let answer = handle(&head.request);
         close |= answer.close;
         let bodyless = head.request.method == "HEAD";
-        if write(&mut io, &answer, bodyless, !head.http11, close).await.is_err() || close {
+        if write(&mut io, &answer, bodyless, !head.http11, close)
+            .await
+            .is_err()
+            || close
+        {
             return;
         }
     }
@@ -272,7 +313,9 @@ fn parse(buffer: &[u8]) -> Result<Option<Head>, u16> {
         expect: false,
     };
     for header in request.headers.iter() {
-        let value = std::str::from_utf8(header.value).map_err(|_| 400u16)?.trim();
+        let value = std::str::from_utf8(header.value)
+            .map_err(|_| 400u16)?
+            .trim();
         match header.name.to_ascii_lowercase().as_str() {
             "content-length" => head.body = Body::Length(value.parse().map_err(|_| 400u16)?),
             "transfer-encoding" => head.body = Body::Chunked,
@@ -327,7 +370,8 @@ async fn write(
         io.write_all(&answer.body).await?;
     } else if !bodyless {
         if !answer.body.is_empty() {
-            io.write_all(format!("{:x}\r\n", answer.body.len()).as_bytes()).await?;
+            io.write_all(format!("{:x}\r\n", answer.body.len()).as_bytes())
+                .await?;
             io.write_all(&answer.body).await?;
             io.write_all(b"\r\n").await?;
         }

@@ -75,12 +75,25 @@ fn tls(list: &mut Vec<Dependency>, common: &CommonTls) {
 #[must_use]
 pub fn of_listener(listener: &Listener) -> Vec<Dependency> {
     let mut list = Vec::new();
-    for chain in listener.filter_chains.iter().chain(&listener.default_filter_chain) {
+    for chain in listener
+        .filter_chains
+        .iter()
+        .chain(&listener.default_filter_chain)
+    {
         if let Some(TerminalFilter::Http(hcm)) = &chain.terminal
-            && let RouteSource::Rds { name, initial_fetch_timeout } = &hcm.route
+            && let RouteSource::Rds {
+                name,
+                initial_fetch_timeout,
+            } = &hcm.route
         {
             let name = Arc::clone(name);
-            push(&mut list, Dependency::Route { name, timeout: *initial_fetch_timeout });
+            push(
+                &mut list,
+                Dependency::Route {
+                    name,
+                    timeout: *initial_fetch_timeout,
+                },
+            );
         }
         if let Some(context) = &chain.transport_socket {
             tls(&mut list, &context.common);
@@ -93,11 +106,16 @@ pub fn of_listener(listener: &Listener) -> Vec<Dependency> {
 #[must_use]
 pub fn of_cluster(cluster: &Cluster) -> Vec<Dependency> {
     let mut list = Vec::new();
-    if let outrigger_config::cluster::Discovery::Eds { service_name, initial_fetch_timeout } =
-        &cluster.discovery
+    if let outrigger_config::cluster::Discovery::Eds {
+        service_name,
+        initial_fetch_timeout,
+    } = &cluster.discovery
     {
         let name = Arc::clone(service_name);
-        list.push(Dependency::Endpoints { name, timeout: *initial_fetch_timeout });
+        list.push(Dependency::Endpoints {
+            name,
+            timeout: *initial_fetch_timeout,
+        });
     }
     let sockets = cluster.transport_socket_matches.iter().map(|m| &m.socket);
     for socket in sockets.chain([&cluster.transport_socket]) {

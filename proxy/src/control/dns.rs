@@ -73,7 +73,10 @@ impl SystemConfig {
     /// Parses the contents of the two files.
     #[must_use]
     pub fn parse(resolv: &str, hosts: &str) -> Self {
-        let mut config = Self { ndots: 1, ..Self::default() };
+        let mut config = Self {
+            ndots: 1,
+            ..Self::default()
+        };
         for line in resolv.lines() {
             let line = line.split(['#', ';']).next().unwrap_or("");
             let mut words = line.split_whitespace();
@@ -84,7 +87,9 @@ impl SystemConfig {
                 }
                 Some("search" | "domain") => config.search = words.map(str::to_owned).collect(),
                 Some("options") => {
-                    let ndots = words.filter_map(|w| w.strip_prefix("ndots:")?.parse().ok()).next_back();
+                    let ndots = words
+                        .filter_map(|w| w.strip_prefix("ndots:")?.parse().ok())
+                        .next_back();
                     config.ndots = ndots.unwrap_or(config.ndots);
                 }
                 _ => {}
@@ -98,7 +103,11 @@ impl SystemConfig {
             let mut words = line.split('#').next().unwrap_or("").split_whitespace();
             if let Some(ip) = words.next().and_then(|w| w.parse::<IpAddr>().ok()) {
                 for name in words {
-                    config.hosts.entry(name.to_ascii_lowercase()).or_default().push(ip);
+                    config
+                        .hosts
+                        .entry(name.to_ascii_lowercase())
+                        .or_default()
+                        .push(ip);
                 }
             }
         }
@@ -110,7 +119,10 @@ impl SystemConfig {
         if host.ends_with('.') {
             return vec![host.to_owned()];
         }
-        let searched = self.search.iter().map(|s| format!("{host}.{}.", s.trim_end_matches('.')));
+        let searched = self
+            .search
+            .iter()
+            .map(|s| format!("{host}.{}.", s.trim_end_matches('.')));
         let absolute = format!("{host}.");
         if host.matches('.').count() >= self.ndots {
             std::iter::once(absolute).chain(searched).collect()
@@ -130,12 +142,18 @@ pub async fn resolve(
     family: DnsFamily,
 ) -> Result<Resolved, DnsError> {
     if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok(Resolved { addresses: vec![ip], ttl: None });
+        return Ok(Resolved {
+            addresses: vec![ip],
+            ttl: None,
+        });
     }
     if let Some(known) = system.hosts.get(&host.to_ascii_lowercase()) {
         let addresses: Vec<_> = wanted(family, known);
         if !addresses.is_empty() {
-            return Ok(Resolved { addresses, ttl: None });
+            return Ok(Resolved {
+                addresses,
+                ttl: None,
+            });
         }
     }
     let mut last = DnsError::NoAddress;
@@ -149,8 +167,18 @@ pub async fn resolve(
 }
 
 fn wanted(family: DnsFamily, all: &[IpAddr]) -> Vec<IpAddr> {
-    let v4 = || all.iter().filter(|a| a.is_ipv4()).copied().collect::<Vec<_>>();
-    let v6 = || all.iter().filter(|a| a.is_ipv6()).copied().collect::<Vec<_>>();
+    let v4 = || {
+        all.iter()
+            .filter(|a| a.is_ipv4())
+            .copied()
+            .collect::<Vec<_>>()
+    };
+    let v6 = || {
+        all.iter()
+            .filter(|a| a.is_ipv6())
+            .copied()
+            .collect::<Vec<_>>()
+    };
     let first = |a: Vec<IpAddr>, b: Vec<IpAddr>| if a.is_empty() { b } else { a };
     match family {
         DnsFamily::Auto => first(v6(), v4()),
@@ -194,7 +222,9 @@ async fn lookup(system: &SystemConfig, name: &str, kind: RecordType) -> Result<R
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(parsed, kind));
-    let bytes = message.to_vec().map_err(|_| DnsError::Name(name.to_owned()))?;
+    let bytes = message
+        .to_vec()
+        .map_err(|_| DnsError::Name(name.to_owned()))?;
     let mut last = DnsError::NoAddress;
     for server in &system.servers {
         match tokio::time::timeout(TIMEOUT, ask(*server, id, &bytes)).await {
@@ -209,14 +239,20 @@ async fn lookup(system: &SystemConfig, name: &str, kind: RecordType) -> Result<R
 /// One exchange over UDP, again over TCP when the answer is cut.
 async fn ask(server: SocketAddr, id: u16, query: &[u8]) -> Result<Message, DnsError> {
     let io = DnsError::Unreachable;
-    let local = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let local = if server.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    };
     let socket = UdpSocket::bind(local).await.map_err(io)?;
     socket.connect(server).await.map_err(io)?;
     socket.send(query).await.map_err(io)?;
     let mut buffer = vec![0; 4096];
     loop {
         let n = socket.recv(&mut buffer).await.map_err(io)?;
-        let Ok(answer) = Message::from_vec(&buffer[..n]) else { continue };
+        let Ok(answer) = Message::from_vec(&buffer[..n]) else {
+            continue;
+        };
         if answer.metadata.id != id {
             continue;
         }
@@ -258,7 +294,10 @@ fn read(answer: &Message, kind: RecordType) -> Result<Resolved, DnsError> {
     if addresses.is_empty() {
         return Err(DnsError::NoAddress);
     }
-    Ok(Resolved { addresses, ttl: Some(Duration::from_secs(u64::from(ttl))) })
+    Ok(Resolved {
+        addresses,
+        ttl: Some(Duration::from_secs(u64::from(ttl))),
+    })
 }
 
 /// Resolver tasks of the control thread, one per cluster.
@@ -291,7 +330,9 @@ impl Drop for Resolver {
 
 async fn run(cluster: Weak<Cluster>) {
     loop {
-        let Some(config) = cluster.upgrade().map(|c| Arc::clone(&c.config)) else { return };
+        let Some(config) = cluster.upgrade().map(|c| Arc::clone(&c.config)) else {
+            return;
+        };
         let (assignment, options, logical) = match &config.discovery {
             Discovery::StrictDns(a, o) => (a, o, false),
             Discovery::LogicalDns(a, o) => (a, o, true),
@@ -299,7 +340,9 @@ async fn run(cluster: Weak<Cluster>) {
         };
         let system = SystemConfig::read();
         let (resolved, wait) = resolve_all(&system, assignment, options, logical).await;
-        let Some(cluster) = cluster.upgrade() else { return };
+        let Some(cluster) = cluster.upgrade() else {
+            return;
+        };
         match resolved {
             Ok(assignment) => cluster.update_hosts(&assignment),
             Err(error) => {
@@ -343,15 +386,28 @@ async fn resolve_all(
                         } else {
                             Arc::clone(&endpoint.hostname)
                         };
-                        Endpoint { address, hostname, ..endpoint.clone() }
+                        Endpoint {
+                            address,
+                            hostname,
+                            ..endpoint.clone()
+                        }
                     }));
                 }
                 Err(error) => return (Err(error), options.refresh_rate),
             }
         }
-        localities.push(LocalityEndpoints { endpoints, ..locality.clone() });
+        localities.push(LocalityEndpoints {
+            endpoints,
+            ..locality.clone()
+        });
     }
-    (Ok(LoadAssignment { localities, ..assignment.clone() }), wait)
+    (
+        Ok(LoadAssignment {
+            localities,
+            ..assignment.clone()
+        }),
+        wait,
+    )
 }
 
 #[cfg(test)]
@@ -375,14 +431,19 @@ mod tests {
         );
         assert_eq!(system.candidates("x.y.z.a.b.c")[0], "x.y.z.a.b.c.");
         assert_eq!(system.candidates("done."), ["done."]);
-        assert_eq!(wanted(DnsFamily::V4Only, &system.hosts["localhost"]).len(), 1);
+        assert_eq!(
+            wanted(DnsFamily::V4Only, &system.hosts["localhost"]).len(),
+            1
+        );
     }
 
     /// A DNS server for one query over UDP.
     async fn server(truncate: bool) -> (SocketAddr, JoinHandle<()>) {
         let udp = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
         let address = udp.local_addr().expect("bound");
-        let tcp = tokio::net::TcpListener::bind(address).await.expect("same port over TCP");
+        let tcp = tokio::net::TcpListener::bind(address)
+            .await
+            .expect("same port over TCP");
         let answer = |query: &[u8], truncated: bool| {
             let query = Message::from_vec(query).expect("query");
             let mut answer = Message::response(query.metadata.id, OpCode::Query);
@@ -402,7 +463,9 @@ mod tests {
             let mut buffer = [0; 512];
             loop {
                 let (n, peer) = udp.recv_from(&mut buffer).await.expect("query");
-                udp.send_to(&answer(&buffer[..n], truncate), peer).await.expect("sent");
+                udp.send_to(&answer(&buffer[..n], truncate), peer)
+                    .await
+                    .expect("sent");
                 if truncate {
                     let (mut stream, _) = tcp.accept().await.expect("retry over TCP");
                     let n = stream.read_u16().await.expect("length");
@@ -421,9 +484,14 @@ mod tests {
     async fn addresses_and_ttl_come_from_the_answer_also_over_tcp() {
         for truncate in [false, true] {
             let (address, task) = server(truncate).await;
-            let system = SystemConfig { servers: vec![address], ndots: 1, ..SystemConfig::default() };
-            let resolved =
-                resolve(&system, "zipkin.example", DnsFamily::V4Only).await.expect("resolves");
+            let system = SystemConfig {
+                servers: vec![address],
+                ndots: 1,
+                ..SystemConfig::default()
+            };
+            let resolved = resolve(&system, "zipkin.example", DnsFamily::V4Only)
+                .await
+                .expect("resolves");
             assert_eq!(resolved.addresses, [IpAddr::from([10, 1, 2, 3])]);
             assert_eq!(resolved.ttl, Some(Duration::from_secs(7)));
             task.abort();
@@ -433,7 +501,11 @@ mod tests {
     #[tokio::test]
     async fn a_name_without_addresses_is_an_error() {
         let (address, task) = server(false).await;
-        let system = SystemConfig { servers: vec![address], ndots: 1, ..SystemConfig::default() };
+        let system = SystemConfig {
+            servers: vec![address],
+            ndots: 1,
+            ..SystemConfig::default()
+        };
         let result = resolve(&system, "zipkin.example", DnsFamily::V6Only).await;
         assert!(matches!(result, Err(DnsError::NoAddress)));
         task.abort();

@@ -129,7 +129,9 @@ pub struct Engine {
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
     }
 }
 
@@ -268,7 +270,9 @@ impl Engine {
 
     /// Applies one response of the SDS stream of `cluster` and answers it.
     pub fn sds_update(&mut self, cluster: &Arc<str>, update: &Update) {
-        let source = SdsSource::Grpc { cluster: Arc::clone(cluster) };
+        let source = SdsSource::Grpc {
+            cluster: Arc::clone(cluster),
+        };
         let id = update.id();
         let result = self.apply_secrets(&source, update);
         if let Some(stream) = self.sds.get_mut(cluster) {
@@ -290,15 +294,19 @@ impl Engine {
     }
 
     /// Releases what waited longer than its `initial_fetch_timeout`.
-    pub fn on_time(&mut self) {
-        self.progress();
+    pub fn on_time(&mut self, now: Instant) {
+        self.progress_at(now);
         self.subscribe_listeners_when_warm();
     }
 
     /// How far the process is.
     #[must_use]
     pub const fn state(&self) -> State {
-        if self.draining { State::Draining } else { self.state }
+        if self.draining {
+            State::Draining
+        } else {
+            self.state
+        }
     }
 
     /// `/healthcheck/fail`, `/healthcheck/ok` and `/drain_listeners`.
@@ -321,9 +329,11 @@ impl Engine {
                 (owner, list(&w.waits_for))
             })
             .collect();
-        all.extend(self.warming_clusters.iter().map(|(name, w)| {
-            (format!("init manager Cluster {name}"), list(&w.waits_for))
-        }));
+        all.extend(
+            self.warming_clusters
+                .iter()
+                .map(|(name, w)| (format!("init manager Cluster {name}"), list(&w.waits_for))),
+        );
         all.sort();
         all
     }
@@ -335,11 +345,15 @@ impl Engine {
     /// Whether a dependency needs no waiting any more.
     fn is_met(&self, dependency: &Dependency) -> bool {
         match dependency {
-            Dependency::Route { name, .. } => {
-                self.store.routes.lookup(name).is_some_and(|s| s.load().is_some())
-            }
+            Dependency::Route { name, .. } => self
+                .store
+                .routes
+                .lookup(name)
+                .is_some_and(|s| s.load().is_some()),
             Dependency::Secret(config) => self.store.secrets.has(config),
-            Dependency::Endpoints { name, .. } => self.registry.endpoints.active.get(name).is_some(),
+            Dependency::Endpoints { name, .. } => {
+                self.registry.endpoints.active.get(name).is_some()
+            }
         }
     }
 
@@ -355,9 +369,14 @@ impl Engine {
 
     /// Finishes warming what is ready or out of time, then moves the state on.
     fn progress(&mut self) {
-        let now = Instant::now();
+        self.progress_at(Instant::now());
+    }
+
+    fn progress_at(&mut self, now: Instant) {
         let ready = |engine: &Self, waits: &[(Dependency, Option<Instant>)]| {
-            waits.iter().all(|(d, at)| at.is_some_and(|at| at <= now) || engine.is_met(d))
+            waits
+                .iter()
+                .all(|(d, at)| at.is_some_and(|at| at <= now) || engine.is_met(d))
         };
         let clusters: Vec<_> = self
             .warming_clusters
@@ -378,8 +397,12 @@ impl Engine {
             self.listener_is_warm(&name);
         }
         self.gauges.active_clusters.set(self.clusters.len() as i64);
-        self.gauges.warming_clusters.set(self.warming_clusters.len() as i64);
-        self.gauges.listeners_warming.set(self.warming_listeners.len() as i64);
+        self.gauges
+            .warming_clusters
+            .set(self.warming_clusters.len() as i64);
+        self.gauges
+            .listeners_warming
+            .set(self.warming_listeners.len() as i64);
         self.advance();
     }
 
@@ -399,7 +422,9 @@ impl Engine {
             self.publish_state();
             self.gauges.workers_started.set(1);
             let elapsed = self.started.elapsed().as_millis();
-            self.gauges.initialization_time.record(u64::try_from(elapsed).unwrap_or(u64::MAX));
+            self.gauges
+                .initialization_time
+                .record(u64::try_from(elapsed).unwrap_or(u64::MAX));
             if let Some(f) = self.on_live.take() {
                 f();
             }
@@ -472,11 +497,17 @@ impl Engine {
 
     fn sync_secrets(&mut self, wanted: BTreeSet<(Option<Arc<str>>, Arc<str>)>) {
         let old = std::mem::replace(&mut self.secret_names, wanted);
-        let sources: BTreeSet<Option<Arc<str>>> =
-            old.iter().chain(&self.secret_names).map(|(s, _)| s.clone()).collect();
+        let sources: BTreeSet<Option<Arc<str>>> = old
+            .iter()
+            .chain(&self.secret_names)
+            .map(|(s, _)| s.clone())
+            .collect();
         for source in sources {
             let of = |set: &BTreeSet<(Option<Arc<str>>, Arc<str>)>| -> BTreeSet<Arc<str>> {
-                set.iter().filter(|(s, _)| *s == source).map(|(_, n)| Arc::clone(n)).collect()
+                set.iter()
+                    .filter(|(s, _)| *s == source)
+                    .map(|(_, n)| Arc::clone(n))
+                    .collect()
             };
             let (old, new) = (of(&old), of(&self.secret_names));
             let Some(cluster) = source else {
@@ -506,7 +537,11 @@ impl Engine {
     /// Endpoints and routes that nothing names any more are given back.
     fn forget_unnamed(&mut self) {
         let gone = |active: &crate::control::registry::Resources, names: &BTreeSet<Arc<str>>| {
-            active.names().filter(|n| !names.contains(*n)).cloned().collect::<Vec<_>>()
+            active
+                .names()
+                .filter(|n| !names.contains(*n))
+                .cloned()
+                .collect::<Vec<_>>()
         };
         for name in gone(&self.registry.endpoints.active, &self.eds_names) {
             self.registry.endpoints.remove(&name);

@@ -89,8 +89,11 @@ impl SubscriptionStats {
             return;
         }
         self.success.inc();
-        let now = SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        self.time.set(i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
+        let now = SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        self.time
+            .set(i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
         self.version.set(version_hash(version) as i64);
         self.version_text.set(version);
     }
@@ -106,6 +109,9 @@ pub fn version_hash(version: &str) -> u64 {
 mod tests {
     #[test]
     fn version_gauge_equals_the_one_of_envoy() {
-        assert_eq!(super::version_hash("2026-11-21T04:17:32Z/1"), 9_332_394_884_207_306_476);
+        assert_eq!(
+            super::version_hash("2026-11-21T04:17:32Z/1"),
+            9_332_394_884_207_306_476
+        );
     }
 }

@@ -11,7 +11,10 @@ const TYPE: &str = "envoy.config.bootstrap.v3.Bootstrap";
 /// The path as given, empty without one.
 #[must_use]
 pub fn file_name(options: &CommandLine) -> String {
-    options.config_path.as_ref().map_or_else(String::new, |p| p.display().to_string())
+    options
+        .config_path
+        .as_ref()
+        .map_or_else(String::new, |p| p.display().to_string())
 }
 
 /// Loads and checks the bootstrap.
@@ -53,7 +56,9 @@ fn from_yaml(content: &[u8], options: &CommandLine) -> Result<Vec<u8>, String> {
 }
 
 fn to_bytes(value: &serde_json::Value, options: &CommandLine) -> Result<Vec<u8>, String> {
-    let allow = EncodeOptions { allow_unknown_fields: options.allow_unknown_static_fields };
+    let allow = EncodeOptions {
+        allow_unknown_fields: options.allow_unknown_static_fields,
+    };
     let encoded = encode(TYPE, value, &allow).map_err(|e| e.to_string())?;
     Ok(encoded.bytes)
 }

@@ -50,7 +50,8 @@ impl Levels {
 
     /// Sets one logger; false if logger or level is unknown.
     pub fn set(&self, logger: &str, name: &str) -> bool {
-        let (Some(at), Some(level)) = (LOGGERS.iter().position(|l| *l == logger), level(name)) else {
+        let (Some(at), Some(level)) = (LOGGERS.iter().position(|l| *l == logger), level(name))
+        else {
             return false;
         };
         if let Some(l) = self.0.write().get_mut(at) {
@@ -62,7 +63,9 @@ impl Levels {
 
     /// Sets every logger; false if the level is unknown.
     pub fn set_all(&self, name: &str) -> bool {
-        let Some(level) = level(name) else { return false };
+        let Some(level) = level(name) else {
+            return false;
+        };
         self.0.write().fill(level);
         tracing::callsite::rebuild_interest_cache();
         true
@@ -81,7 +84,8 @@ impl Levels {
 
     fn of(&self, logger: &str) -> Level {
         let at = LOGGERS.iter().position(|l| *l == logger);
-        at.and_then(|at| self.0.read().get(at).copied()).unwrap_or(OFF)
+        at.and_then(|at| self.0.read().get(at).copied())
+            .unwrap_or(OFF)
     }
 
     fn lowest(&self) -> Level {
@@ -155,7 +159,11 @@ pub fn init(options: &CommandLine, format: Option<&LogFormat>) -> Result<Levels,
             .map(|f| Output::File(Mutex::new(f)))
             .map_err(|e| format!("Failed to open log-file '{}': {e}", path.display()))?,
     };
-    let writer = Writer { levels: levels.clone(), format, output };
+    let writer = Writer {
+        levels: levels.clone(),
+        format,
+        output,
+    };
     let subscriber = tracing_subscriber::registry().with(writer);
     // A second installation happens only where a test runs several servers in one process.
     let _ = tracing::subscriber::set_global_default(subscriber);
@@ -163,13 +171,15 @@ pub fn init(options: &CommandLine, format: Option<&LogFormat>) -> Result<Levels,
 }
 
 fn json_format(text: &str) -> Result<Vec<(String, String)>, String> {
-    let object: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(text).map_err(|e| format!("application_log_config.log_format: {e}"))?;
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
+        .map_err(|e| format!("application_log_config.log_format: {e}"))?;
     object
         .into_iter()
         .map(|(key, value)| match value {
             serde_json::Value::String(pattern) => Ok((key, pattern)),
-            _ => Err(format!("application_log_config.log_format.json_format.{key}: not a string")),
+            _ => Err(format!(
+                "application_log_config.log_format.json_format.{key}: not a string"
+            )),
         })
         .collect()
 }
@@ -259,7 +269,10 @@ impl Record<'_> {
         let mut out = Vec::new();
         let mut chars = pattern.chars();
         let sub_second = |digits: usize| {
-            let at = self.at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            let at = self
+                .at
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap_or_default();
             let text = format!("{:09}", at.subsec_nanos());
             text.get(..digits).unwrap_or("").to_owned()
         };
@@ -287,7 +300,10 @@ impl Record<'_> {
                 'E' => write!(
                     out,
                     "{}",
-                    self.at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
+                    self.at
+                        .duration_since(std::time::UNIX_EPOCH)
+                        .unwrap_or_default()
+                        .as_secs()
                 ),
                 other => {
                     strftime(&format!("%{other}"), self.at, &mut out);
@@ -319,19 +335,28 @@ mod tests {
             at: std::time::UNIX_EPOCH + std::time::Duration::from_micros(1_795_234_855_871_002),
         };
         let text = record.render("%Y-%m-%dT%T.%fZ\t%l\tenvoy %n %g:%#\t%v\tthread=%t");
-        let expected =
-            "2026-11-21T04:20:55.871002Z\twarning\tenvoy main proxy/src/server.rs:7\tcaught ENVOY_SIGTERM\tthread=";
+        let expected = "2026-11-21T04:20:55.871002Z\twarning\tenvoy main proxy/src/server.rs:7\tcaught ENVOY_SIGTERM\tthread=";
         assert!(text.starts_with(expected), "{text}");
     }
 
     #[test]
     fn levels_change_for_one_logger_or_all() {
         let options = CommandLine::parse(
-            ["envoy", "-l", "warning", "--component-log-level", "misc:error"].map(String::from),
+            [
+                "envoy",
+                "-l",
+                "warning",
+                "--component-log-level",
+                "misc:error",
+            ]
+            .map(String::from),
         )
         .expect("known flags");
         let levels = Levels::new(&options);
-        assert!(levels.page().contains("  admin: warning\n") && levels.page().contains("  misc: error\n"));
+        assert!(
+            levels.page().contains("  admin: warning\n")
+                && levels.page().contains("  misc: error\n")
+        );
         assert!(levels.set("admin", "trace") && !levels.set("nosuch", "trace"));
         assert!(!levels.set_all("loud"));
         assert_eq!(levels.of("admin"), TRACE);

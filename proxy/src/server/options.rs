@@ -189,22 +189,87 @@ const SWITCHES: [&str; 20] = [
 ];
 
 /// Levels of `--log-level`; `warn` is another name of `warning`.
-pub const LEVELS: [&str; 8] =
-    ["trace", "debug", "info", "warning", "warn", "error", "critical", "off"];
+pub const LEVELS: [&str; 8] = [
+    "trace", "debug", "info", "warning", "warn", "error", "critical", "off",
+];
 
 /// Loggers that `--component-log-level` and `/logging` know.
 pub const LOGGERS: [&str; 75] = [
-    "admin", "alternate_protocols_cache", "assert", "aws", "backtrace", "basic_auth",
-    "cache_filter", "client", "compression", "config", "conn_handler", "connection",
-    "credential_injector", "decompression", "dns", "dynamic_forward_proxy", "dynamic_modules",
-    "ecds", "envoy_bug", "ext_authz", "ext_proc", "file", "file_system", "filter",
-    "forward_proxy", "geolocation", "golang", "grpc", "happy_eyeballs", "hc", "health_checker",
-    "http", "http1", "http2", "hystrix", "init", "io", "json_to_metadata", "jwt", "kafka",
-    "key_value_store", "lb", "lua", "main", "matcher", "misc", "mongo", "multi_response",
-    "oauth2", "overload", "pool", "quic", "quic_stream", "rate_limit_quota", "rbac", "rds",
-    "redis", "reverse_tunnel", "rocketmq", "router", "runtime", "secret", "stateful_session",
-    "stats", "stats_sinks", "tap", "testing", "tcp", "thrift", "tls", "tracing", "udp",
-    "upstream", "wasm", "websocket",
+    "admin",
+    "alternate_protocols_cache",
+    "assert",
+    "aws",
+    "backtrace",
+    "basic_auth",
+    "cache_filter",
+    "client",
+    "compression",
+    "config",
+    "conn_handler",
+    "connection",
+    "credential_injector",
+    "decompression",
+    "dns",
+    "dynamic_forward_proxy",
+    "dynamic_modules",
+    "ecds",
+    "envoy_bug",
+    "ext_authz",
+    "ext_proc",
+    "file",
+    "file_system",
+    "filter",
+    "forward_proxy",
+    "geolocation",
+    "golang",
+    "grpc",
+    "happy_eyeballs",
+    "hc",
+    "health_checker",
+    "http",
+    "http1",
+    "http2",
+    "hystrix",
+    "init",
+    "io",
+    "json_to_metadata",
+    "jwt",
+    "kafka",
+    "key_value_store",
+    "lb",
+    "lua",
+    "main",
+    "matcher",
+    "misc",
+    "mongo",
+    "multi_response",
+    "oauth2",
+    "overload",
+    "pool",
+    "quic",
+    "quic_stream",
+    "rate_limit_quota",
+    "rbac",
+    "rds",
+    "redis",
+    "reverse_tunnel",
+    "rocketmq",
+    "router",
+    "runtime",
+    "secret",
+    "stateful_session",
+    "stats",
+    "stats_sinks",
+    "tap",
+    "testing",
+    "tcp",
+    "thrift",
+    "tls",
+    "tracing",
+    "udp",
+    "upstream",
+    "wasm",
+    "websocket",
 ];
 
 impl CommandLine {
@@ -265,9 +330,11 @@ impl CommandLine {
                 let n = value.parse().map_err(|_| wrong("is not a number"))?;
                 self.concurrency = Some(n);
             }
-            "log-level" => value_of(&LEVELS, value, "is not a log level").map_err(wrong).map(|l| {
-                self.log_level = l;
-            })?,
+            "log-level" => value_of(&LEVELS, value, "is not a log level")
+                .map_err(wrong)
+                .map(|l| {
+                    self.log_level = l;
+                })?,
             "component-log-level" => self.component_log_level = components(value).map_err(wrong)?,
             "log-format" => self.log_format = Some(value.to_owned()),
             "log-path" => self.log_path = Some(value.into()),
@@ -326,14 +393,20 @@ impl CommandLine {
     /// Last value of a flag, or what it means when it is absent.
     #[must_use]
     pub fn last<'a>(&'a self, name: &str, default: &'a str) -> &'a str {
-        self.seen.iter().rev().find(|(n, _)| *n == name).map_or(default, |(_, v)| v)
+        self.seen
+            .iter()
+            .rev()
+            .find(|(n, _)| *n == name)
+            .map_or(default, |(_, v)| v)
     }
 }
 
 /// Flag name without dashes and its `=value`.
 fn split(argument: &str) -> Result<(&str, Option<String>), OptionsError> {
     if let Some(long) = argument.strip_prefix("--") {
-        return Ok(long.split_once('=').map_or((long, None), |(f, v)| (f, Some(v.to_owned()))));
+        return Ok(long
+            .split_once('=')
+            .map_or((long, None), |(f, v)| (f, Some(v.to_owned()))));
     }
     match argument {
         "-c" => Ok(("config-path", None)),
@@ -344,7 +417,11 @@ fn split(argument: &str) -> Result<(&str, Option<String>), OptionsError> {
 }
 
 fn value_of(known: &[&str], value: &str, reason: &'static str) -> Result<String, &'static str> {
-    if known.contains(&value) { Ok(value.to_owned()) } else { Err(reason) }
+    if known.contains(&value) {
+        Ok(value.to_owned())
+    } else {
+        Err(reason)
+    }
 }
 
 fn components(value: &str) -> Result<Vec<(String, String)>, &'static str> {
@@ -365,30 +442,56 @@ mod tests {
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<CommandLine, OptionsError> {
-        CommandLine::parse(std::iter::once("envoy").chain(arguments.iter().copied()).map(String::from))
+        CommandLine::parse(
+            std::iter::once("envoy")
+                .chain(arguments.iter().copied())
+                .map(String::from),
+        )
     }
 
     #[test]
     fn the_command_line_of_pilot_agent_parses() {
         let options = parse(&[
-            "-c", "etc/istio/proxy/envoy-rev.json", "--drain-time-s", "45", "--drain-strategy",
-            "immediate", "--local-address-ip-version", "v4", "--file-flush-interval-msec", "1000",
-            "--disable-hot-restart", "--allow-unknown-static-fields", "-l", "warning",
-            "--component-log-level", "misc:error", "--skip-deprecated-logs", "--concurrency", "2",
+            "-c",
+            "etc/istio/proxy/envoy-rev.json",
+            "--drain-time-s",
+            "45",
+            "--drain-strategy",
+            "immediate",
+            "--local-address-ip-version",
+            "v4",
+            "--file-flush-interval-msec",
+            "1000",
+            "--disable-hot-restart",
+            "--allow-unknown-static-fields",
+            "-l",
+            "warning",
+            "--component-log-level",
+            "misc:error",
+            "--skip-deprecated-logs",
+            "--concurrency",
+            "2",
         ])
         .expect("these are Envoy's flags");
         assert_eq!(options.drain_time, Duration::from_secs(45));
         assert!(options.drain_immediate && options.allow_unknown_static_fields);
         assert_eq!(options.file_flush_interval, Duration::from_secs(1));
         assert_eq!(options.concurrency, Some(2));
-        assert_eq!(options.component_log_level, [("misc".to_owned(), "error".to_owned())]);
+        assert_eq!(
+            options.component_log_level,
+            [("misc".to_owned(), "error".to_owned())]
+        );
         assert_eq!(options.log_level, "warning");
         assert!(options.has("disable-hot-restart"));
     }
 
     #[test]
     fn long_and_short_forms_and_equals_signs_mean_the_same() {
-        for form in [&["-c", "x"][..], &["--config-path", "x"], &["--config-path=x"]] {
+        for form in [
+            &["-c", "x"][..],
+            &["--config-path", "x"],
+            &["--config-path=x"],
+        ] {
             assert_eq!(parse(form).expect("known").config_path, Some("x".into()));
         }
     }

@@ -56,10 +56,15 @@ pub struct Memory {
 #[must_use]
 pub fn memory() -> Memory {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let mut pages = text.split_whitespace().map(|w| w.parse::<u64>().unwrap_or(0));
+    let mut pages = text
+        .split_whitespace()
+        .map(|w| w.parse::<u64>().unwrap_or(0));
     let (_, resident) = (pages.next(), pages.next().unwrap_or(0));
     let shared = pages.next().unwrap_or(0);
-    Memory { resident: resident * 4096, data: resident.saturating_sub(shared) * 4096 }
+    Memory {
+        resident: resident * 4096,
+        data: resident.saturating_sub(shared) * 4096,
+    }
 }
 
 /// `server.*` gauges.
@@ -70,7 +75,9 @@ impl ServerStats {
     /// Sets the fixed ones now and the others at every flush interval.
     pub fn start(process: &Rc<Process>) {
         let stats = &process.store.stats;
-        stats.gauge("server.concurrency").set(i64::from(process.concurrency));
+        stats
+            .gauge("server.concurrency")
+            .set(i64::from(process.concurrency));
         stats.gauge("server.hot_restart_epoch").set(0);
         stats.gauge("server.parent_connections").set(0);
         stats.gauge("server.compilation_settings.fips_mode").set(0);
@@ -92,11 +99,16 @@ impl ServerStats {
         }
         Self::refresh(process);
         let weak = Rc::downgrade(process);
-        let interval = process.bootstrap.stats_flush_interval.max(Duration::from_millis(1));
+        let interval = process
+            .bootstrap
+            .stats_flush_interval
+            .max(Duration::from_millis(1));
         tokio::task::spawn_local(async move {
             loop {
                 tokio::time::sleep(interval).await;
-                let Some(process) = weak.upgrade() else { return };
+                let Some(process) = weak.upgrade() else {
+                    return;
+                };
                 Self::refresh(&process);
             }
         });
@@ -106,13 +118,18 @@ impl ServerStats {
     pub fn refresh(process: &Process) {
         let stats = &process.store.stats;
         let set = |name: &str, value: u64| {
-            stats.gauge(name).set(i64::try_from(value).unwrap_or(i64::MAX));
+            stats
+                .gauge(name)
+                .set(i64::try_from(value).unwrap_or(i64::MAX));
         };
         let memory = memory();
         set("server.uptime", process.started.elapsed().as_secs());
         set("server.memory_allocated", memory.data);
         set("server.memory_heap_size", memory.data);
         set("server.memory_physical_size", memory.resident);
-        set("server.days_until_first_cert_expiring", crate::admin::certs::days_until_first(process));
+        set(
+            "server.days_until_first_cert_expiring",
+            crate::admin::certs::days_until_first(process),
+        );
     }
 }

@@ -17,8 +17,16 @@ impl Layers {
     #[must_use]
     pub fn new(bootstrap: &Bootstrap) -> Self {
         Self {
-            names: bootstrap.runtime_layers.iter().map(ToString::to_string).collect(),
-            statics: bootstrap.runtime.iter().map(|(k, v)| (k.to_string(), plain(v))).collect(),
+            names: bootstrap
+                .runtime_layers
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            statics: bootstrap
+                .runtime
+                .iter()
+                .map(|(k, v)| (k.to_string(), plain(v)))
+                .collect(),
             admin: BTreeMap::new(),
         }
     }

@@ -25,7 +25,11 @@ pub fn open_ads(
     bootstrap: &Bootstrap,
     config: &AdsConfig,
 ) -> Result<(AdsHandle, mpsc::Receiver<Event>), String> {
-    let protocol = if config.delta { Protocol::Delta } else { Protocol::Sotw };
+    let protocol = if config.delta {
+        Protocol::Delta
+    } else {
+        Protocol::Sotw
+    };
     open(bootstrap, &config.cluster, Service::Ads, protocol)
 }
 
@@ -71,13 +75,19 @@ fn open(
     let Discovery::Static(assignment) = &config.discovery else {
         return Err(refuse("only type STATIC is supported"));
     };
-    let endpoint = assignment.localities.iter().flat_map(|l| &l.endpoints).next();
+    let endpoint = assignment
+        .localities
+        .iter()
+        .flat_map(|l| &l.endpoints)
+        .next();
     let client = ClientConfig::new(service, bootstrap.node.clone());
     let session = Session::new(protocol);
     match endpoint.map(|e| &e.address) {
-        Some(Address::Pipe(path)) => {
-            Ok(AdsClient::spawn(UdsConnector((&**path).into()), session, client))
-        }
+        Some(Address::Pipe(path)) => Ok(AdsClient::spawn(
+            UdsConnector((&**path).into()),
+            session,
+            client,
+        )),
         Some(Address::Ip(address)) => Ok(AdsClient::spawn(TcpConnector(*address), session, client)),
         Some(Address::Dns { .. }) | None => Err(refuse("has no literal endpoint")),
     }

@@ -46,14 +46,19 @@ fn bin(value: u64) -> u64 {
 
 /// Width of the bin that starts at or holds `value`.
 fn width(value: u64) -> u64 {
-    value.checked_ilog10().map_or(1, |digits| 10u64.pow(digits.saturating_sub(1)))
+    value
+        .checked_ilog10()
+        .map_or(1, |digits| 10u64.pow(digits.saturating_sub(1)))
 }
 
 impl HistogramCells {
     /// An empty histogram; `None` = [`DEFAULT_BOUNDS`].
     #[must_use]
     pub fn new(bounds: Option<Arc<[f64]>>) -> Self {
-        Self { bins: Mutex::default(), bounds }
+        Self {
+            bins: Mutex::default(),
+            bounds,
+        }
     }
 
     /// Counts a value.
@@ -78,7 +83,10 @@ impl HistogramCells {
     /// The values so far.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { bins: self.bins.lock().clone(), bounds: self.bounds.clone() }
+        Snapshot {
+            bins: self.bins.lock().clone(),
+            bounds: self.bounds.clone(),
+        }
     }
 }
 
@@ -99,7 +107,11 @@ impl Snapshot {
     /// Approximate sum: each value counts as the harmonic mean of its bin's edges.
     #[must_use]
     pub fn sum(&self) -> f64 {
-        self.bins.iter().filter(|b| b.0 > 0).map(|&(lower, n)| middle(lower) * n as f64).sum()
+        self.bins
+            .iter()
+            .filter(|b| b.0 > 0)
+            .map(|&(lower, n)| middle(lower) * n as f64)
+            .sum()
     }
 
     /// Bucket bounds of this histogram.
@@ -111,7 +123,11 @@ impl Snapshot {
     /// Values in bins that start at or below `bound`.
     #[must_use]
     pub fn count_to(&self, bound: f64) -> u64 {
-        self.bins.iter().take_while(|b| b.0 as f64 <= bound).map(|b| b.1).sum()
+        self.bins
+            .iter()
+            .take_while(|b| b.0 as f64 <= bound)
+            .map(|b| b.1)
+            .sum()
     }
 
     /// The value of quantile `q`: values of one bin are taken as evenly spread inside it. `None` if nothing

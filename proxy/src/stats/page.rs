@@ -107,7 +107,10 @@ impl Query {
     pub fn accepts(&self, sample: &Sample) -> bool {
         (sample.used || !self.used_only)
             && self.kind.is_none_or(|k| k == Kind::of(sample))
-            && self.filter.as_ref().is_none_or(|f| f.is_match(&sample.name) != self.invert)
+            && self
+                .filter
+                .as_ref()
+                .is_none_or(|f| f.is_match(&sample.name) != self.invert)
     }
 }
 
@@ -127,15 +130,20 @@ fn kind(value: &str) -> Result<Option<Kind>, String> {
         "Histograms" => Kind::Histogram,
         "TextReadouts" => Kind::Text,
         _ => {
-            return Err("usage: /stats?type=(All|Counters|Gauges|Histograms|TextReadouts)\n\n"
-                .to_owned());
+            return Err(
+                "usage: /stats?type=(All|Counters|Gauges|Histograms|TextReadouts)\n\n".to_owned(),
+            );
         }
     }))
 }
 
 /// Text readouts first, then counters and gauges merged, then histograms; each by name.
 fn ordered(stats: &Stats, query: &Query) -> Vec<Sample> {
-    let mut samples: Vec<_> = stats.samples().into_iter().filter(|s| query.accepts(s)).collect();
+    let mut samples: Vec<_> = stats
+        .samples()
+        .into_iter()
+        .filter(|s| query.accepts(s))
+        .collect();
     samples.sort_by_key(|s| match Kind::of(s) {
         Kind::Text => 0,
         Kind::Counter | Kind::Gauge => 1,
@@ -205,11 +213,16 @@ pub fn json(stats: &Stats, query: &Query) -> String {
                 let values: Vec<_> = QUANTILES
                     .iter()
                     .map(|q| {
-                        let v = h.quantile(*q).map_or_else(|| "null".to_owned(), |v| v.to_string());
+                        let v = h
+                            .quantile(*q)
+                            .map_or_else(|| "null".to_owned(), |v| v.to_string());
                         format!("{{\"cumulative\":{v},\"interval\":null}}")
                     })
                     .collect();
-                histograms.push(format!("{{\"name\":{name},\"values\":[{}]}}", values.join(",")));
+                histograms.push(format!(
+                    "{{\"name\":{name},\"values\":[{}]}}",
+                    values.join(",")
+                ));
             }
         }
     }

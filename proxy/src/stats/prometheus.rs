@@ -27,9 +27,15 @@ pub fn render(stats: &Stats, query: &Query) -> String {
             continue;
         }
         let mut groups: BTreeMap<Arc<str>, Vec<(&Sample, Extracted)>> = BTreeMap::new();
-        for sample in samples.iter().filter(|s| Kind::of(s) == kind && query.accepts(s)) {
+        for sample in samples
+            .iter()
+            .filter(|s| Kind::of(s) == kind && query.accepts(s))
+        {
             let extracted = stats.tags.extract(&sample.name);
-            groups.entry(Arc::clone(&extracted.name)).or_default().push((sample, extracted));
+            groups
+                .entry(Arc::clone(&extracted.name))
+                .or_default()
+                .push((sample, extracted));
         }
         for (name, members) in groups {
             group(&mut out, &metric_name(&name), kind, &members, query);
@@ -63,8 +69,11 @@ fn group(
             }
             Value::Text(text) => {
                 let comma = if labels.is_empty() { "" } else { "," };
-                let _ =
-                    writeln!(out, "{metric}{{{labels}{comma}text_value=\"{}\"}} 0", escape(text));
+                let _ = writeln!(
+                    out,
+                    "{metric}{{{labels}{comma}text_value=\"{}\"}} 0",
+                    escape(text)
+                );
             }
             Value::Histogram(h) => histogram(out, metric, &labels, h, query.summary),
         }
@@ -83,7 +92,11 @@ fn histogram(out: &mut String, metric: &str, labels: &str, h: &Snapshot, summary
             let n = h.count_to(*bound);
             let _ = writeln!(out, "{metric}_bucket{{{labels}{comma}le=\"{bound}\"}} {n}");
         }
-        let _ = writeln!(out, "{metric}_bucket{{{labels}{comma}le=\"+Inf\"}} {}", h.count());
+        let _ = writeln!(
+            out,
+            "{metric}_bucket{{{labels}{comma}le=\"+Inf\"}} {}",
+            h.count()
+        );
     }
     let _ = writeln!(out, "{metric}_sum{{{labels}}} {}", digits(h.sum()));
     let _ = writeln!(out, "{metric}_count{{{labels}}} {}", h.count());
@@ -91,7 +104,11 @@ fn histogram(out: &mut String, metric: &str, labels: &str, h: &Snapshot, summary
 
 /// Exact decimal digits of `value`, at most 32 significant ones.
 fn digits(value: f64) -> String {
-    let whole = if value < 1.0 { 0 } else { value.log10().floor() as usize + 1 };
+    let whole = if value < 1.0 {
+        0
+    } else {
+        value.log10().floor() as usize + 1
+    };
     let text = format!("{value:.*}", 32usize.saturating_sub(whole.max(1)));
     if text.contains('.') {
         return text.trim_end_matches('0').trim_end_matches('.').to_owned();
@@ -115,7 +132,11 @@ fn metric_name(name: &str) -> String {
 }
 
 const fn sanitize(c: char) -> char {
-    if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }
+    if c.is_ascii_alphanumeric() || c == '_' {
+        c
+    } else {
+        '_'
+    }
 }
 
 fn labels(extracted: &Extracted) -> String {
@@ -131,5 +152,8 @@ fn labels(extracted: &Extracted) -> String {
 }
 
 fn escape(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }

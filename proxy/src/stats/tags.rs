@@ -22,7 +22,10 @@ pub struct TagError {
 const DEFAULT_TAGS: [(&str, &str); 7] = [
     ("envoy.cluster_name", r"^cluster\.((.+?)\.)"),
     ("envoy.http_conn_manager_prefix", r"^http\.((.*?)\.)"),
-    ("envoy.listener_address", r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)"),
+    (
+        "envoy.listener_address",
+        r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)",
+    ),
     ("envoy.tcp_prefix", r"^tcp\.((.*?)\.)\w+?$"),
     ("envoy.response_code", r"_rq(_(\d{3}))$"),
     ("envoy.response_code_class", r"_rq(_(\dxx))$"),
@@ -62,17 +65,25 @@ impl TagRegex {
             if source.contains("(?!") {
                 return Err("negative look-ahead is not supported".to_owned());
             }
-            return Ok(Self { regex: compile(source)?, guard: None });
+            return Ok(Self {
+                regex: compile(source)?,
+                guard: None,
+            });
         };
         let head = &source[..at];
         let end = group_end(source, at).ok_or("unbalanced look-ahead")?;
-        let literal = head.strip_prefix('^').is_some_and(|h| !h.contains(['(', '[', '*', '+', '?', '|', '.', '{']));
+        let literal = head
+            .strip_prefix('^')
+            .is_some_and(|h| !h.contains(['(', '[', '*', '+', '?', '|', '.', '{']));
         let rest = &source[end + 1..];
         if !literal || rest.contains("(?=") || rest.contains("(?!") {
             return Err("look-ahead is supported only behind ^ and a literal".to_owned());
         }
         let guard = format!("{head}(?:{})", &source[at + 3..end]);
-        Ok(Self { regex: compile(&format!("{head}{rest}"))?, guard: Some(compile(&guard)?) })
+        Ok(Self {
+            regex: compile(&format!("{head}{rest}"))?,
+            guard: Some(compile(&guard)?),
+        })
     }
 }
 
@@ -98,7 +109,9 @@ impl Tags {
     /// # Errors
     /// [`TagError`] with the name of the tag.
     pub fn new(config: &StatsConfig) -> Result<Self, TagError> {
-        let defaults = DEFAULT_TAGS.iter().map(|(n, r)| (Arc::from(*n), Arc::from(*r)));
+        let defaults = DEFAULT_TAGS
+            .iter()
+            .map(|(n, r)| (Arc::from(*n), Arc::from(*r)));
         let listed = config.tags.iter().cloned();
         let mut extractors: Vec<(Arc<str>, TagRegex)> = Vec::new();
         let all: Vec<(Arc<str>, Arc<str>)> = if config.use_all_default_tags {
@@ -107,11 +120,17 @@ impl Tags {
             listed.collect()
         };
         for (name, source) in all {
-            let regex = TagRegex::new(&source)
-                .map_err(|reason| TagError { tag: name.to_string(), reason })?;
+            let regex = TagRegex::new(&source).map_err(|reason| TagError {
+                tag: name.to_string(),
+                reason,
+            })?;
             extractors.push((name, regex));
         }
-        Ok(Self { extractors, fixed: config.fixed_tags.clone(), cache: Mutex::default() })
+        Ok(Self {
+            extractors,
+            fixed: config.fixed_tags.clone(),
+            cache: Mutex::default(),
+        })
     }
 
     /// The tags of a full name.
@@ -120,7 +139,9 @@ impl Tags {
             return known.clone();
         }
         let extracted = self.compute(name);
-        self.cache.lock().insert(Arc::clone(name), extracted.clone());
+        self.cache
+            .lock()
+            .insert(Arc::clone(name), extracted.clone());
         extracted
     }
 
@@ -142,8 +163,12 @@ impl Tags {
             if regex.guard.as_ref().is_some_and(|g| !g.is_match(name)) {
                 continue;
             }
-            let Some(captures) = regex.regex.captures(name) else { continue };
-            let Some(whole) = captures.get(1) else { continue };
+            let Some(captures) = regex.regex.captures(name) else {
+                continue;
+            };
+            let Some(whole) = captures.get(1) else {
+                continue;
+            };
             let value = captures.get(2).unwrap_or(whole);
             labels.push((Arc::clone(tag), value.as_str().into()));
             cuts.push(whole.range());
@@ -153,6 +178,9 @@ impl Tags {
             .filter(|(i, _)| !cuts.iter().any(|c| c.contains(i)))
             .map(|(_, c)| c)
             .collect();
-        Extracted { name: kept.into(), labels: labels.into() }
+        Extracted {
+            name: kept.into(),
+            labels: labels.into(),
+        }
     }
 }

@@ -27,7 +27,10 @@ fn istio_tags() -> Vec<(Arc<str>, Arc<str>)> {
             "listener_address",
             r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)",
         ),
-        ("mongo_prefix", r"^mongo\.(.+?)\.(collection|cmd|cx_|op_|delays_|decoding_)(.*?)$"),
+        (
+            "mongo_prefix",
+            r"^mongo\.(.+?)\.(collection|cmd|cx_|op_|delays_|decoding_)(.*?)$",
+        ),
         ("my_tag", r"(my_tag=\.=(.*?);\.;)"),
         ("cache", r"(cache\.(.+?)\.)"),
         ("component", r"(component\.(.+?)\.)"),
@@ -43,7 +46,10 @@ fn istio_tags() -> Vec<(Arc<str>, Arc<str>)> {
 }
 
 fn istio() -> StatsConfig {
-    StatsConfig { tags: istio_tags(), ..StatsConfig::default() }
+    StatsConfig {
+        tags: istio_tags(),
+        ..StatsConfig::default()
+    }
 }
 
 #[test]
@@ -97,10 +103,17 @@ fn tag_regexes_of_istio_cut_the_same_parts_as_envoy() {
         (
             "http.outbound_1;.rbac.allowed",
             "http.rbac",
-            &[("http_conn_manager_prefix", "outbound_1"), ("authz_enforce_result", "allowed")],
+            &[
+                ("http_conn_manager_prefix", "outbound_1"),
+                ("authz_enforce_result", "allowed"),
+            ],
         ),
         ("server.live", "server.live", &[]),
-        ("cluster_manager.cds.update_success", "cluster_manager.cds.update_success", &[]),
+        (
+            "cluster_manager.cds.update_success",
+            "cluster_manager.cds.update_success",
+            &[],
+        ),
     ];
     for (name, extracted, labels) in table {
         let got = tags.extract(&name.into());
@@ -113,10 +126,15 @@ fn tag_regexes_of_istio_cut_the_same_parts_as_envoy() {
 #[test]
 fn look_ahead_that_cannot_be_translated_is_refused_with_its_tag() {
     for regex in [r"a.*(?=b)c", r"x(?!y)", r"^a(?=b"] {
-        let config =
-            StatsConfig { tags: vec![("t".into(), regex.into())], ..StatsConfig::default() };
+        let config = StatsConfig {
+            tags: vec![("t".into(), regex.into())],
+            ..StatsConfig::default()
+        };
         let error = Tags::new(&config).expect_err(regex).to_string();
-        assert!(error.starts_with("stats_config.stats_tags[t].regex: "), "{error}");
+        assert!(
+            error.starts_with("stats_config.stats_tags[t].regex: "),
+            "{error}"
+        );
     }
 }
 
@@ -126,14 +144,19 @@ fn a_stat_outside_the_inclusion_list_does_not_exist() {
         pattern: StringPattern::Prefix("cluster_manager".into()),
         ignore_case: false,
     };
-    let config =
-        StatsConfig { matcher: StatsMatcher::Include(vec![prefix]), ..StatsConfig::default() };
+    let config = StatsConfig {
+        matcher: StatsMatcher::Include(vec![prefix]),
+        ..StatsConfig::default()
+    };
     let stats = Stats::new(&config).expect("no tags");
     let out = stats.counter("http.a.rq");
     out.inc();
     assert!(out.0.is_none());
     stats.counter("cluster_manager.x").inc();
-    assert_eq!(page::text(&stats, &Query::default()), "cluster_manager.x: 1\n");
+    assert_eq!(
+        page::text(&stats, &Query::default()),
+        "cluster_manager.x: 1\n"
+    );
 }
 
 fn sample() -> Stats {
@@ -145,8 +168,12 @@ fn sample() -> Stats {
     stats.gauge("server.state").set(0);
     let _ = stats.gauge("server.live");
     stats.text("cluster_manager.cds.version_text").set("v\"1");
-    stats.histogram("cluster_manager.cds.update_duration").record(22);
-    stats.histogram("listener_manager.lds.update_duration").record(105);
+    stats
+        .histogram("cluster_manager.cds.update_duration")
+        .record(22);
+    stats
+        .histogram("listener_manager.lds.update_duration")
+        .record(105);
     let _ = stats.histogram("server.initialization_time_ms");
     stats
 }
@@ -226,7 +253,10 @@ fn reset_zeroes_counters_and_histograms_but_no_gauges() {
     let stats = sample();
     stats.gauge("server.live").set(1);
     stats.reset_counters();
-    let query = Query { used_only: true, ..Query::default() };
+    let query = Query {
+        used_only: true,
+        ..Query::default()
+    };
     assert_eq!(
         page::text(&stats, &query),
         "cluster_manager.cds.version_text: \"v\\\"1\"\nserver.live: 1\nserver.state: 0\n"
@@ -241,7 +271,10 @@ fn json_page_has_the_members_of_the_reference() {
     assert_eq!(stats[0]["value"], "v\"1");
     assert_eq!(stats[1]["value"], 1);
     let histograms = &stats.last().expect("histograms")["histograms"];
-    assert_eq!(histograms["supported_quantiles"].to_string(), "[0,25,50,75,90,95,99,99.5,99.9,100]");
+    assert_eq!(
+        histograms["supported_quantiles"].to_string(),
+        "[0,25,50,75,90,95,99,99.5,99.9,100]"
+    );
     let values = &histograms["computed_quantiles"][1]["values"][0];
     assert_eq!(values.to_string(), "{\"cumulative\":105,\"interval\":null}");
 }

@@ -20,7 +20,11 @@ impl Engine {
         if waits_for.is_empty() {
             self.publish_cluster(&name, cluster);
         } else {
-            let warming = Warming { value: cluster, waits_for, version: String::new() };
+            let warming = Warming {
+                value: cluster,
+                waits_for,
+                version: String::new(),
+            };
             self.warming_clusters.insert(name, warming);
         }
     }
@@ -51,7 +55,9 @@ impl Engine {
             let now = std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
                 .unwrap_or_default();
-            self.gauges.config_reload_time.set(i64::try_from(now.as_millis()).unwrap_or(0));
+            self.gauges
+                .config_reload_time
+                .set(i64::try_from(now.as_millis()).unwrap_or(0));
         }
         self.sync_subscriptions();
         let accepted = errors.is_empty();
@@ -61,7 +67,10 @@ impl Engine {
             self.registry.clusters.version = update.version;
             return Ok(());
         }
-        Err(format!("Error adding/updating cluster(s) {}", errors.join(", ")))
+        Err(format!(
+            "Error adding/updating cluster(s) {}",
+            errors.join(", ")
+        ))
     }
 
     /// Whether something changed.
@@ -73,7 +82,11 @@ impl Engine {
             return Ok(false);
         }
         // The bootstrap's clusters cannot be replaced by dynamic ones.
-        if self.clusters.get(&name).is_some_and(|c| !c.cluster.added_via_api) {
+        if self
+            .clusters
+            .get(&name)
+            .is_some_and(|c| !c.cluster.added_via_api)
+        {
             return Ok(false);
         }
         let parsed = match parse_cluster(&resource.body) {
@@ -88,7 +101,9 @@ impl Engine {
         self.registry.ignore("cluster", &name, parsed.ignored);
         let section = &mut self.registry.clusters;
         section.errors.remove(&name);
-        section.warming.insert(&name, &resource.version, resource.body);
+        section
+            .warming
+            .insert(&name, &resource.version, resource.body);
         let config = Arc::new(parsed.value);
         let previous = self.clusters.get(&name).map(|c| Arc::clone(&c.cluster));
         match previous {
@@ -104,9 +119,17 @@ impl Engine {
             cluster.update_hosts(&assignment.value);
         }
         let waits_for = self.missing(&depends::of_cluster(&config));
-        let warming = Warming { value: cluster, waits_for, version: resource.version };
+        let warming = Warming {
+            value: cluster,
+            waits_for,
+            version: resource.version,
+        };
         self.warming_clusters.insert(Arc::clone(&name), warming);
-        if self.warming_clusters.get(&name).is_some_and(|w| w.waits_for.is_empty()) {
+        if self
+            .warming_clusters
+            .get(&name)
+            .is_some_and(|w| w.waits_for.is_empty())
+        {
             self.cluster_is_warm(&name);
         }
         Ok(true)
@@ -114,28 +137,40 @@ impl Engine {
 
     /// Puts a warm cluster into service.
     pub(super) fn cluster_is_warm(&mut self, name: &Arc<str>) {
-        let Some(warming) = self.warming_clusters.remove(name) else { return };
+        let Some(warming) = self.warming_clusters.remove(name) else {
+            return;
+        };
         let clusters = &mut self.registry.clusters;
         clusters.active.take_from(&mut clusters.warming, name);
         self.publish_cluster(name, warming.value);
     }
 
     fn publish_cluster(&mut self, name: &Arc<str>, cluster: Arc<Cluster>) {
-        let resolved =
-            matches!(cluster.config.discovery, Discovery::StrictDns(..) | Discovery::LogicalDns(..));
+        let resolved = matches!(
+            cluster.config.discovery,
+            Discovery::StrictDns(..) | Discovery::LogicalDns(..)
+        );
         if resolved {
             self.resolver.watch(&cluster);
         } else {
             self.resolver.forget(name);
         }
-        self.store.clusters.slot(name).store(Some(Arc::clone(&cluster)));
+        self.store
+            .clusters
+            .slot(name)
+            .store(Some(Arc::clone(&cluster)));
         let config = Arc::clone(&cluster.config);
-        self.clusters.insert(Arc::clone(name), ClusterState { config, cluster });
+        self.clusters
+            .insert(Arc::clone(name), ClusterState { config, cluster });
         self.gauges.cluster_updated.inc();
     }
 
     fn remove_cluster(&mut self, name: &str) -> bool {
-        if self.clusters.get(name).is_some_and(|c| !c.cluster.added_via_api) {
+        if self
+            .clusters
+            .get(name)
+            .is_some_and(|c| !c.cluster.added_via_api)
+        {
             return false;
         }
         let was_warming = self.warming_clusters.remove(name).is_some();
@@ -170,14 +205,21 @@ impl Engine {
             }
             match parse_load_assignment(&resource.body) {
                 Ok(parsed) => {
-                    section.active.insert(&name, &resource.version, resource.body.clone());
+                    section
+                        .active
+                        .insert(&name, &resource.version, resource.body.clone());
                     section.errors.remove(&name);
                     self.registry.ignore("endpoints", &name, parsed.ignored);
                     self.assign(&name, &parsed.value);
                 }
                 Err(error) => {
                     let text = error.to_string();
-                    section.fail(&name, &resource.version, resource.body.clone(), text.clone());
+                    section.fail(
+                        &name,
+                        &resource.version,
+                        resource.body.clone(),
+                        text.clone(),
+                    );
                     errors.push(format!("{name}: {text}"));
                 }
             }

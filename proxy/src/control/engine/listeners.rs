@@ -18,7 +18,8 @@ impl Engine {
         listener: &Arc<ListenerConfig>,
     ) -> Result<(), String> {
         let needs = depends::of_listener(listener);
-        self.listener_needs.insert(Arc::clone(&listener.name), needs);
+        self.listener_needs
+            .insert(Arc::clone(&listener.name), needs);
         self.listeners
             .apply(listener, None)
             .map_err(|e| refusal(&listener.name, Some(listener), &e))
@@ -49,7 +50,11 @@ impl Engine {
         for (name, listener, version) in accepted {
             let waits_for = self.missing(&depends::of_listener(&listener));
             let now = waits_for.is_empty();
-            let warming = Warming { value: listener, waits_for, version };
+            let warming = Warming {
+                value: listener,
+                waits_for,
+                version,
+            };
             self.warming_listeners.insert(Arc::clone(&name), warming);
             if now && let Some(reason) = self.listener_is_warm(&name) {
                 errors.push_str(&format!("{name}: {reason}\n"));
@@ -58,7 +63,8 @@ impl Engine {
         self.sync_subscriptions();
         self.lds_done = true;
         let elapsed = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.lds.updated(errors.is_empty(), &update.version, elapsed);
+        self.lds
+            .updated(errors.is_empty(), &update.version, elapsed);
         if errors.is_empty() {
             self.registry.listeners.version = update.version;
             return Ok(());
@@ -86,7 +92,9 @@ impl Engine {
                 return Err(details);
             }
         };
-        section.warming.insert(name, &resource.version, resource.body);
+        section
+            .warming
+            .insert(name, &resource.version, resource.body);
         self.registry.ignore("listener", name, parsed.ignored);
         let listener = Arc::new(parsed.value);
         let needs = self.listener_needs.entry(Arc::clone(name)).or_default();
@@ -109,7 +117,8 @@ impl Engine {
             Ok(()) => {
                 section.errors.remove(name);
                 section.active.take_from(&mut section.warming, name);
-                self.listener_needs.insert(Arc::clone(name), depends::of_listener(&listener));
+                self.listener_needs
+                    .insert(Arc::clone(name), depends::of_listener(&listener));
                 None
             }
             Err(reason) => {

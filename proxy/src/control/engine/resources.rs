@@ -23,7 +23,9 @@ impl Engine {
             }
             match parse_route_configuration(&resource.body) {
                 Ok(parsed) => {
-                    section.active.insert(&name, &resource.version, resource.body.clone());
+                    section
+                        .active
+                        .insert(&name, &resource.version, resource.body.clone());
                     section.errors.remove(&name);
                     self.registry.ignore("route", &name, parsed.ignored);
                     let runtime = RouteRuntime::build(Arc::new(parsed.value), &self.store);
@@ -31,7 +33,12 @@ impl Engine {
                 }
                 Err(error) => {
                     let text = error.to_string();
-                    section.fail(&name, &resource.version, resource.body.clone(), text.clone());
+                    section.fail(
+                        &name,
+                        &resource.version,
+                        resource.body.clone(),
+                        text.clone(),
+                    );
                     errors.push(format!("{name}: {text}"));
                 }
             }
@@ -51,10 +58,15 @@ impl Engine {
         let mut errors = Vec::new();
         for resource in &update.added {
             let name: Arc<str> = resource.name.as_str().into();
-            let applied = parse_secret(&resource.body).map_err(|e| e.to_string()).and_then(|p| {
-                self.store.secrets.update(source, &p.value).map_err(|e| e.to_string())?;
-                Ok(p.ignored)
-            });
+            let applied = parse_secret(&resource.body)
+                .map_err(|e| e.to_string())
+                .and_then(|p| {
+                    self.store
+                        .secrets
+                        .update(source, &p.value)
+                        .map_err(|e| e.to_string())?;
+                    Ok(p.ignored)
+                });
             let section = &mut self.registry.secrets;
             // Bodies hold private keys; the copy for config_dump must not.
             let body = crate::admin::redact::secret(&resource.body);
@@ -74,6 +86,10 @@ impl Engine {
             self.store.secrets.remove(source, name);
             self.registry.secrets.remove(name);
         }
-        if errors.is_empty() { Ok(()) } else { Err(errors.join(", ")) }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors.join(", "))
+        }
     }
 }
