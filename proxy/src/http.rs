@@ -20,5 +20,6 @@ pub mod router;
 pub mod stats;
 pub mod stream;
 pub mod timeouts;
+pub mod trace_context;
 pub mod upstream;
 pub mod xfcc;

@@ -174,6 +174,7 @@ fn build_store(
         options: Options {
             node_id: Arc::clone(&bootstrap.node_id),
             reject_path_with_fragment: fragment,
+            zipkin: bootstrap.zipkin,
             local_address: process::local_address(options.local_address_v6),
             drain_time: options.drain_time,
         },

@@ -156,11 +156,8 @@ impl TcpProxy {
                 self.relay(&mut stream, &cluster, upstream, &mut info, drain)
                     .await;
             }
-            None => {
-                if let Some(tcp) = stream.tcp() {
-                    reset_on_close(tcp);
-                }
-            }
+            // A plain close, as Envoy's: the kernel makes it a reset if the client sent something.
+            None => {}
         }
         drop(stream);
         info.end = Some(Instant::now());
@@ -198,7 +195,6 @@ impl TcpProxy {
         let Some(cluster) = self.cluster(worker, connection) else {
             self.stats.no_route.inc();
             info.flags.set(Flag::NoClusterFound);
-            info.details = "cluster_not_found".into();
             return None;
         };
         info.upstream.cluster = Some(Arc::clone(&cluster.config.name));

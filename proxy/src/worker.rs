@@ -106,20 +106,24 @@ impl Worker {
     /// When the thread or its runtime cannot be made.
     pub fn start(index: u32, count: u32, store: Arc<Store>, seed: u64) -> io::Result<WorkerHandle> {
         let (commands, receiver) = unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = thread::Builder::new().name(format!("wrk:worker_{index}")).spawn(move || {
-            let root = AssertUnwindSafe(|| {
-                let worker = Self::new(index, count, store, seed);
-                let local = LocalSet::new();
-                local.block_on(&runtime, worker.run(receiver));
-                // Connections go before the runtime they are registered with.
-                drop(local);
-            });
-            if catch_unwind(root).is_err() {
-                tracing::error!(worker = index, "worker panicked, ending the process");
-                process::exit(1);
-            }
-        })?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let thread = thread::Builder::new()
+            .name(format!("wrk:worker_{index}"))
+            .spawn(move || {
+                let root = AssertUnwindSafe(|| {
+                    let worker = Self::new(index, count, store, seed);
+                    let local = LocalSet::new();
+                    local.block_on(&runtime, worker.run(receiver));
+                    // Connections go before the runtime they are registered with.
+                    drop(local);
+                });
+                if catch_unwind(root).is_err() {
+                    tracing::error!(worker = index, "worker panicked, ending the process");
+                    process::exit(1);
+                }
+            })?;
         Ok(WorkerHandle { commands, thread })
     }
 

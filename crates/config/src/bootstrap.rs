@@ -19,6 +19,8 @@ pub struct Bootstrap {
     pub node_id: Arc<str>,
     /// `node.cluster`.
     pub node_cluster: Arc<str>,
+    /// `tracing.http` is Zipkin: B3 headers are read and written (spans are not exported).
+    pub zipkin: Option<Zipkin>,
     /// `static_resources.clusters`.
     pub clusters: Vec<Arc<Cluster>>,
     /// `static_resources.listeners`.
@@ -47,6 +49,15 @@ pub struct Bootstrap {
     pub max_active_downstream_connections: Option<u64>,
     /// The whole document as wire bytes, for `/config_dump`.
     pub raw: Bytes,
+}
+
+/// What Zipkin's configuration changes in requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Zipkin {
+    /// `trace_id_128bit`.
+    pub trace_id_128bit: bool,
+    /// `shared_span_context`, default true.
+    pub shared_span_context: bool,
 }
 
 /// `ads_config`.

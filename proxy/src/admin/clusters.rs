@@ -63,16 +63,10 @@ fn text_status(cluster: &Cluster, out: &mut String) {
         cluster.config.observability_name
     );
     if cluster.outlier.is_some() {
-        for kind in ["outlier", "outlier::local_origin"] {
-            let prefix = kind.replace(
-                "outlier::local_origin",
-                "outlier::local_origin_success_rate",
-            );
-            let prefix = prefix
-                .strip_suffix("outlier")
-                .map_or_else(|| prefix.clone(), |_| "outlier::success_rate".to_owned());
-            let _ = writeln!(out, "{name}::{prefix}_average::-1");
-            let _ = writeln!(out, "{name}::{prefix}_ejection_threshold::-1");
+        for prefix in ["success_rate", "local_origin_success_rate"] {
+            // Success-rate ejection is not run, as with Envoy's default enforcement for small clusters.
+            let _ = writeln!(out, "{name}::outlier::{prefix}_average::-1");
+            let _ = writeln!(out, "{name}::outlier::{prefix}_ejection_threshold::-1");
         }
     }
     for (priority, t) in thresholds(cluster) {

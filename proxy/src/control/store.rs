@@ -121,6 +121,8 @@ pub struct Options {
     pub node_id: Arc<str>,
     /// `envoy.reloadable_features.http_reject_path_with_fragment`, default true; Istio sets false.
     pub reject_path_with_fragment: bool,
+    /// Zipkin is the bootstrap's tracer: connection managers with `tracing` propagate B3 headers.
+    pub zipkin: Option<outrigger_config::bootstrap::Zipkin>,
     /// Address written into XFF instead of a loopback peer when `use_remote_address` is on.
     pub local_address: Option<std::net::IpAddr>,
     /// `--drain-time-s`, seconds.

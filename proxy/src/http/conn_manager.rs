@@ -10,7 +10,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Buf, Bytes, BytesMut};
-use outrigger_config::http::{CodecType, HttpConnectionManager as Config, IstioAlpn, RouteSource};
+use outrigger_config::http::{
+    CodecType, HttpConnectionManager as Config, IstioAlpn, RouteSource, UnderscoresAction,
+};
 use outrigger_config::listener::TrafficDirection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -24,6 +26,7 @@ use crate::http::h1::server::{H1Server, NoRequest};
 use crate::http::h2::convert;
 use crate::http::h2::server::H2Stream;
 use crate::http::local_reply::LocalReply;
+use crate::http::request;
 use crate::http::route::RouteRuntime;
 use crate::http::stats::HttpStats;
 use crate::http::stream::{self, Incoming};
@@ -107,7 +110,10 @@ impl HttpConnectionManager {
         self.stats.cx_total.inc();
         self.stats.cx_active.add(1);
         let server = H1Server::new(stream, BytesMut::new(), self.config.enable_trailers);
-        let alpn_h2 = connection.tls.as_ref().is_some_and(|t| t.alpn.as_deref() == Some(b"h2"));
+        let alpn_h2 = connection
+            .tls
+            .as_ref()
+            .is_some_and(|t| t.alpn.as_deref() == Some(b"h2"));
         let http2 = match self.config.codec_type {
             CodecType::Http1 => Some(false),
             CodecType::Http2 => Some(true),
@@ -119,10 +125,16 @@ impl HttpConnectionManager {
         let serve = async {
             match http2 {
                 None => {}
-                Some(false) => self.serve_http1(&server, &connection, &worker, &drain).await,
+                Some(false) => {
+                    self.serve_http1(&server, &connection, &worker, &drain)
+                        .await
+                }
                 Some(true) => {
                     let (stream, prefix) = server.io.into_parts();
-                    let stream = Prefixed { prefix: prefix.freeze(), stream };
+                    let stream = Prefixed {
+                        prefix: prefix.freeze(),
+                        stream,
+                    };
                     self.serve_http2(stream, &connection, &worker, &drain).await;
                 }
             }
@@ -164,17 +176,27 @@ impl HttpConnectionManager {
                         self.stats.cx_protocol_error.inc();
                     }
                     stream::refuse(self, worker, server, info, reply).await;
-                    server.linger(config.delayed_close_timeout).await;
+                    server.end(config.delayed_close_timeout).await;
                     return;
                 }
             };
+            if let Some(reply) = self.refuse_early(&request) {
+                self.stats.cx_protocol_error.inc();
+                stream::refuse(self, worker, server, info, reply).await;
+                server.end(config.delayed_close_timeout).await;
+                return;
+            }
             server.begin(&request);
             self.stats.rq_http1_total.inc();
             served += 1;
             let last = config.max_requests_per_connection;
             let leave = drain.is_draining() || (last > 0 && served >= last);
             let old = request.minor == 0 || request.other_major;
-            info.protocol = Some(if old { Protocol::Http10 } else { Protocol::Http11 });
+            info.protocol = Some(if old {
+                Protocol::Http10
+            } else {
+                Protocol::Http11
+            });
             let incoming = Incoming {
                 has_body: request.framing != crate::http::h1::body::Framing::None,
                 upgrade: request.upgrade,
@@ -188,12 +210,34 @@ impl HttpConnectionManager {
                 return;
             }
             if !server.keep_alive() {
-                server.linger(config.delayed_close_timeout).await;
+                server.end(config.delayed_close_timeout).await;
                 return;
             }
             server.io.shrink();
             idle.touch();
         }
+    }
+
+    /// What Envoy's codec refuses before a request exists: the log line shows no request.
+    fn refuse_early(&self, request: &crate::http::h1::parse::Request) -> Option<LocalReply> {
+        let config = &self.config;
+        let refuse = |status, body, details| {
+            let reply = LocalReply::new(status, details)
+                .body(body)
+                .flag(Flag::DownstreamProtocolError);
+            Some(reply.close())
+        };
+        let old = request.minor == 0 || request.other_major;
+        if old && (request.other_major || !config.accept_http_10) {
+            return refuse(426, "Upgrade Required", "low_version");
+        }
+        if request.has_underscore && config.underscores == UnderscoresAction::RejectRequest {
+            return refuse(400, "Bad Request", "http1.unexpected_underscore");
+        }
+        if !request::is_valid_authority(request.headers.authority()) {
+            return refuse(400, "Bad Request", "http.invalid_authority");
+        }
+        None
     }
 
     /// The next head, a refusal to answer, or `None` when the connection just ends.
@@ -209,8 +253,9 @@ impl HttpConnectionManager {
         let mut deadline: Option<Pin<Box<tokio::time::Sleep>>> = None;
         loop {
             if started.get() && deadline.is_none() {
-                deadline =
-                    config.request_headers_timeout.map(|t| Box::pin(tokio::time::sleep(t)));
+                deadline = config
+                    .request_headers_timeout
+                    .map(|t| Box::pin(tokio::time::sleep(t)));
             }
             let header_timeout = async {
                 match &mut deadline {
@@ -336,8 +381,12 @@ impl HttpConnectionManager {
             scheme: None,
             leave: false,
         };
-        let (hcm, worker, drain, active) =
-            (Arc::clone(self), Rc::clone(worker), drain.clone(), Rc::clone(active));
+        let (hcm, worker, drain, active) = (
+            Arc::clone(self),
+            Rc::clone(worker),
+            drain.clone(),
+            Rc::clone(active),
+        );
         active.set(active.get() + 1);
         Worker::spawn(async move {
             stream::handle(&hcm, &worker, &stream, info, incoming, &drain).await;
@@ -351,18 +400,27 @@ fn refusal(error: HeadError) -> LocalReply {
     let (status, body, details) = match error {
         HeadError::Codec => (400, "Bad Request", "http1.codec_error"),
         HeadError::InvalidCharacters => (400, "Bad Request", "http1.invalid_characters"),
-        HeadError::LengthAndChunked => {
-            (400, "Bad Request", "http1.content_length_and_chunked_not_allowed")
-        }
-        HeadError::TooLarge => {
-            (431, "Request Header Fields Too Large", "http1.headers_too_large")
-        }
-        HeadError::TooMany => (431, "Request Header Fields Too Large", "http1.too_many_headers"),
-        HeadError::TransferEncoding => {
-            (501, "Not Implemented", "http1.invalid_transfer_encoding")
-        }
+        HeadError::LengthAndChunked => (
+            400,
+            "Bad Request",
+            "http1.content_length_and_chunked_not_allowed",
+        ),
+        HeadError::TooLarge => (
+            431,
+            "Request Header Fields Too Large",
+            "http1.headers_too_large",
+        ),
+        HeadError::TooMany => (
+            431,
+            "Request Header Fields Too Large",
+            "http1.too_many_headers",
+        ),
+        HeadError::TransferEncoding => (501, "Not Implemented", "http1.invalid_transfer_encoding"),
     };
-    LocalReply::new(status, details).body(body).flag(Flag::DownstreamProtocolError).close()
+    LocalReply::new(status, details)
+        .body(body)
+        .flag(Flag::DownstreamProtocolError)
+        .close()
 }
 
 /// The answer to a request body that was refused.
@@ -409,7 +467,11 @@ struct Idle {
 
 impl Idle {
     fn new(timeout: Option<Duration>) -> Self {
-        Self { timeout, last: Instant::now(), sleep: None }
+        Self {
+            timeout,
+            last: Instant::now(),
+            sleep: None,
+        }
     }
 
     fn touch(&mut self) {
@@ -417,7 +479,9 @@ impl Idle {
     }
 
     async fn expired(&mut self) {
-        let Some(timeout) = self.timeout else { return std::future::pending().await };
+        let Some(timeout) = self.timeout else {
+            return std::future::pending().await;
+        };
         loop {
             let due = self.last + timeout;
             let sleep = self

@@ -9,7 +9,9 @@ thread_local! {
 
 /// Calls `f` with the present time in IMF-fixdate form (RFC 9110 5.6.7).
 pub fn with_now<T>(f: impl FnOnce(&[u8]) -> T) -> T {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
     NOW.with_borrow_mut(|(second, text)| {
         if *second != now {
             *second = now;
@@ -24,7 +26,8 @@ pub fn with_now<T>(f: impl FnOnce(&[u8]) -> T) -> T {
 pub fn format(seconds: u64) -> [u8; 29] {
     const DAYS: [&[u8; 3]; 7] = [b"Thu", b"Fri", b"Sat", b"Sun", b"Mon", b"Tue", b"Wed"];
     const MONTHS: [&[u8; 3]; 12] = [
-        b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec",
+        b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov",
+        b"Dec",
     ];
     let days = seconds / 86_400;
     let time = seconds % 86_400;

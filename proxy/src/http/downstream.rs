@@ -50,8 +50,9 @@ pub trait Downstream {
     async fn flush(&self) -> io::Result<()>;
     /// Ends the response in error: the client must see that it is incomplete.
     fn abort(&self);
-    /// The connection ends after this response.
-    fn close_after(&self);
+    /// The connection ends after this response. `delayed`: the client may still be sending, so it gets time to
+    /// read the answer before the socket goes.
+    fn close_after(&self, delayed: bool);
     /// Both directions become opaque bytes after the head (101).
     fn start_tunnel(&self);
     /// Ends the response direction of a tunnel.

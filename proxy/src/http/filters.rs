@@ -14,7 +14,8 @@ use crate::http::route::Selected;
 /// route, virtual host, route configuration.
 #[must_use]
 pub fn per_route<'a>(selected: &'a Selected, name: &str) -> Option<&'a PerFilter> {
-    let find = |c: &'a PerFilterConfig| c.entries.iter().find(|(n, _)| **n == *name).map(|(_, f)| f);
+    let find =
+        |c: &'a PerFilterConfig| c.entries.iter().find(|(n, _)| **n == *name).map(|(_, f)| f);
     find(&selected.route().per_filter)
         .or_else(|| find(&selected.virtual_host().per_filter))
         .or_else(|| find(&selected.configuration().per_filter))

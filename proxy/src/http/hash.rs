@@ -27,12 +27,11 @@ pub fn evaluate(
     let mut out = Hashed::default();
     for policy in policies {
         let new = match &policy.kind {
-            HashPolicyKind::Header(name) => {
-                headers.get(name.as_bytes()).map(|v| xxh64(v, 0))
-            }
-            HashPolicyKind::SourceIp => {
-                Some(xxh64(info.remote.ip().to_canonical().to_string().as_bytes(), 0))
-            }
+            HashPolicyKind::Header(name) => headers.get(name.as_bytes()).map(|v| xxh64(v, 0)),
+            HashPolicyKind::SourceIp => Some(xxh64(
+                info.remote.ip().to_canonical().to_string().as_bytes(),
+                0,
+            )),
             HashPolicyKind::QueryParameter(name) => {
                 query_parameter(headers.path(), name.as_bytes()).map(|v| xxh64(v, 0))
             }
@@ -72,6 +71,11 @@ fn cookie<'a>(headers: &'a Headers, name: &str) -> Option<&'a [u8]> {
         .find_map(|pair| {
             let pair = pair.trim_ascii();
             let value = pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-            Some(value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value))
+            Some(
+                value
+                    .strip_prefix(b"\"")
+                    .and_then(|v| v.strip_suffix(b"\""))
+                    .unwrap_or(value),
+            )
         })
 }

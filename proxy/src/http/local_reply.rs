@@ -71,7 +71,10 @@ impl LocalReply {
         if grpc {
             headers.set_status(200);
             headers.append(b"content-type", b"application/grpc");
-            headers.append(b"grpc-status", grpc_status(self.status).to_string().as_bytes());
+            headers.append(
+                b"grpc-status",
+                grpc_status(self.status).to_string().as_bytes(),
+            );
             if !self.body.is_empty() {
                 headers.append(b"grpc-message", percent_encode(&self.body).as_bytes());
             }
@@ -137,13 +140,18 @@ mod tests {
         let (headers, body) = reply.into_response(true);
         assert_eq!(headers.status(), 200);
         assert_eq!(headers.get(b"grpc-status"), Some(&b"14"[..]));
-        assert_eq!(headers.get(b"grpc-message"), Some(&b"no healthy upstream"[..]));
+        assert_eq!(
+            headers.get(b"grpc-message"),
+            Some(&b"no healthy upstream"[..])
+        );
         assert!(body.is_empty());
     }
 
     #[test]
     fn a_body_brings_length_and_type() {
-        let (headers, body) = LocalReply::new(404, "route_not_found").body("é").into_response(false);
+        let (headers, body) = LocalReply::new(404, "route_not_found")
+            .body("é")
+            .into_response(false);
         assert_eq!(headers.get(b"content-length"), Some(&b"2"[..]));
         assert_eq!(headers.get(b"content-type"), Some(&b"text/plain"[..]));
         assert_eq!(body, "é");

@@ -27,7 +27,10 @@ use crate::worker::Worker;
 #[must_use]
 pub fn wanted(forward: &Forward, worker: &Worker) -> Vec<usize> {
     let apply = |i: &usize| {
-        forward.mirrors.get(*i).is_some_and(|m| m.fraction.is_none_or(|f| hit(f, worker.random())))
+        forward
+            .mirrors
+            .get(*i)
+            .is_some_and(|m| m.fraction.is_none_or(|f| hit(f, worker.random())))
     };
     (0..forward.mirrors.len()).filter(apply).collect()
 }
@@ -40,9 +43,10 @@ pub fn send<D: Downstream>(
     wanted: &[usize],
 ) {
     for i in wanted {
-        let (Some(policy), Some(cluster)) =
-            (forward.mirrors.get(*i), selected.mirror(*i).and_then(|slot| slot.load()))
-        else {
+        let (Some(policy), Some(cluster)) = (
+            forward.mirrors.get(*i),
+            selected.mirror(*i).and_then(|slot| slot.load()),
+        ) else {
             continue;
         };
         if !s.request_done {
@@ -64,7 +68,8 @@ pub fn send<D: Downstream>(
         let timeout = forward.timeout.unwrap_or(Duration::from_secs(15));
         Worker::spawn(async move {
             // Nobody waits for a shadow: how it ends shows in the cluster's stats only.
-            let _ = tokio::time::timeout(timeout, shadow(&worker, &cluster, &connection, &request)).await;
+            let _ = tokio::time::timeout(timeout, shadow(&worker, &cluster, &connection, &request))
+                .await;
         });
     }
 }
@@ -82,8 +87,9 @@ async fn shadow(
     };
     cluster.stats().rq_total.inc();
     let started = Instant::now();
-    let acquired =
-        pool::acquire(worker, cluster, &host, ConnectOptions::default(), wanted).await.ok()?;
+    let acquired = pool::acquire(worker, cluster, &host, ConnectOptions::default(), wanted)
+        .await
+        .ok()?;
     let exchange = match acquired {
         Acquired::H1(c) => Exchange::H1(H1Exchange::new(c)),
         Acquired::H2(l) => Exchange::H2(H2Exchange::new(l)),
@@ -97,7 +103,10 @@ async fn shadow(
     };
     cluster.stats().response(head.status());
     while let BodyFrame::Data(_) = exchange.recv_body().await.ok()? {}
-    cluster.stats().rq_time.record(started.elapsed().as_millis() as u64);
+    cluster
+        .stats()
+        .rq_time
+        .record(started.elapsed().as_millis() as u64);
     if let Exchange::H1(exchange) = exchange
         && let Some(connection) = exchange.into_reusable()
     {

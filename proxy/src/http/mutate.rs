@@ -65,7 +65,14 @@ pub fn request(headers: &mut Headers, levels: &[&HeaderMutations], info: &Stream
         if level.request_add.is_empty() && level.request_remove.is_empty() {
             continue;
         }
-        let rendered = values(&level.request_add, Heads { info, request: headers, response: &empty });
+        let rendered = values(
+            &level.request_add,
+            Heads {
+                info,
+                request: headers,
+                response: &empty,
+            },
+        );
         change(headers, &level.request_remove, &level.request_add, rendered);
     }
 }
@@ -81,7 +88,19 @@ pub fn response(
         if level.response_add.is_empty() && level.response_remove.is_empty() {
             continue;
         }
-        let rendered = values(&level.response_add, Heads { info, request, response: headers });
-        change(headers, &level.response_remove, &level.response_add, rendered);
+        let rendered = values(
+            &level.response_add,
+            Heads {
+                info,
+                request,
+                response: headers,
+            },
+        );
+        change(
+            headers,
+            &level.response_remove,
+            &level.response_add,
+            rendered,
+        );
     }
 }

@@ -84,11 +84,16 @@ pub fn normalize<'a>(target: &'a [u8], options: &Options) -> Normalized<'a> {
         path.dedup_by(|a, b| *a == b'/' && *b == b'/');
     }
     path.extend_from_slice(query);
-    if redirect { Normalized::Redirect(path) } else { Normalized::Path(Cow::Owned(path)) }
+    if redirect {
+        Normalized::Redirect(path)
+    } else {
+        Normalized::Path(Cow::Owned(path))
+    }
 }
 
 /// `%2F`, `%5C` decoded; `None` if there is none.
-fn unescape_slashes(path: &[u8]) -> Option<Vec<u8>> {
+#[must_use]
+pub fn unescape_slashes(path: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(path.len());
     let (mut i, mut found) = (0, false);
     while i < path.len() {
@@ -110,9 +115,10 @@ fn decode_unreserved(path: &[u8]) -> Vec<u8> {
     let mut i = 0;
     while i < path.len() {
         let decoded = match path.get(i..i + 3) {
-            Some([b'%', a, b]) => {
-                hex(*a).zip(hex(*b)).map(|(a, b)| a * 16 + b).filter(|c| is_unreserved(*c))
-            }
+            Some([b'%', a, b]) => hex(*a)
+                .zip(hex(*b))
+                .map(|(a, b)| a * 16 + b)
+                .filter(|c| is_unreserved(*c)),
             _ => None,
         };
         match decoded {
@@ -191,7 +197,11 @@ mod tests {
 
     #[test]
     fn escaped_slashes_follow_their_action() {
-        let with = |escaped_slashes, merge_slashes| Options { escaped_slashes, merge_slashes, ..ISTIO };
+        let with = |escaped_slashes, merge_slashes| Options {
+            escaped_slashes,
+            merge_slashes,
+            ..ISTIO
+        };
         let path = b"/a%2Fb%5cc";
         assert_eq!(
             normalize(path, &with(EscapedSlashes::RejectRequest, false)),

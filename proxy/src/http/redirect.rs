@@ -13,7 +13,11 @@ fn text(bytes: &[u8]) -> String {
 /// 301 to the same place by https (`require_tls`).
 #[must_use]
 pub fn to_https(headers: &Headers) -> LocalReply {
-    let location = format!("https://{}{}", text(headers.authority()), text(headers.path()));
+    let location = format!(
+        "https://{}{}",
+        text(headers.authority()),
+        text(headers.path())
+    );
     LocalReply::new(301, "direct_response").header("location", location)
 }
 
@@ -35,8 +39,15 @@ pub fn replace_prefix(route: &Route, path: &[u8], with: &str) -> Vec<u8> {
 #[must_use]
 pub fn replace_regex(rewrite: &RegexRewrite, path: &[u8]) -> Vec<u8> {
     let end = memchr::memchr(b'?', path).unwrap_or(path.len());
-    let Ok(plain) = std::str::from_utf8(&path[..end]) else { return path.to_vec() };
-    let mut out = rewrite.pattern.search.replace_all(plain, &*rewrite.substitution).into_owned().into_bytes();
+    let Ok(plain) = std::str::from_utf8(&path[..end]) else {
+        return path.to_vec();
+    };
+    let mut out = rewrite
+        .pattern
+        .search
+        .replace_all(plain, &*rewrite.substitution)
+        .into_owned()
+        .into_bytes();
     out.extend_from_slice(&path[end..]);
     out
 }
@@ -56,17 +67,27 @@ pub fn location(action: &Redirect, route: &Route, headers: &Headers) -> String {
     };
     let path = if action.strip_query {
         let own = matches!(&action.path, RedirectPath::Full(p) if p.contains('?'));
-        let end = memchr::memchr(b'?', &path).filter(|_| !own).unwrap_or(path.len());
+        let end = memchr::memchr(b'?', &path)
+            .filter(|_| !own)
+            .unwrap_or(path.len());
         path[..end].to_vec()
     } else {
         path
     };
-    let scheme = action.scheme.as_deref().map_or_else(|| text(headers.scheme()), str::to_owned);
+    let scheme = action
+        .scheme
+        .as_deref()
+        .map_or_else(|| text(headers.scheme()), str::to_owned);
     let (host, port) = split_port(headers.authority());
-    let new_host = action.host.as_deref().map_or_else(|| text(host), str::to_owned);
+    let new_host = action
+        .host
+        .as_deref()
+        .map_or_else(|| text(host), str::to_owned);
     let port = match (action.port, port) {
         (Some(port), _) => Some(port.to_string()),
-        (None, Some(port)) if action.host.is_none() && !default_port_changes(action, headers, port) => {
+        (None, Some(port))
+            if action.host.is_none() && !default_port_changes(action, headers, port) =>
+        {
             Some(text(port))
         }
         _ => None,
@@ -77,7 +98,14 @@ pub fn location(action: &Redirect, route: &Route, headers: &Headers) -> String {
 
 /// The old scheme's default port makes no sense with the new scheme.
 fn default_port_changes(action: &Redirect, headers: &Headers, port: &[u8]) -> bool {
-    let changed = action.scheme.as_deref().is_some_and(|s| s.as_bytes() != headers.scheme());
-    let default: &[u8] = if headers.scheme() == b"https" { b"443" } else { b"80" };
+    let changed = action
+        .scheme
+        .as_deref()
+        .is_some_and(|s| s.as_bytes() != headers.scheme());
+    let default: &[u8] = if headers.scheme() == b"https" {
+        b"443"
+    } else {
+        b"80"
+    };
     changed && port == default
 }

@@ -10,6 +10,7 @@ use crate::error::Flag;
 use crate::http::headers::Headers;
 use crate::http::local_reply::{LocalReply, is_grpc};
 use crate::http::path::{self, Normalized};
+use crate::http::trace_context;
 use crate::http::xfcc;
 use crate::stream_info::{Protocol, StreamInfo};
 
@@ -51,15 +52,25 @@ pub struct Facts {
     pub grpc: bool,
 }
 
+/// Characters an authority may consist of.
+#[must_use]
+pub fn is_valid_authority(authority: &[u8]) -> bool {
+    authority
+        .iter()
+        .all(|c| c.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]@".contains(c) || *c >= 0x80)
+}
+
 /// Refuses heads that no route may see.
 ///
 /// # Errors
 /// The local reply.
-pub fn validate(headers: &mut Headers, config: &Config, protocol: Protocol) -> Result<(), LocalReply> {
-    let dpe = |status, details| LocalReply::new(status, details).flag(Flag::DownstreamProtocolError);
-    if protocol == Protocol::Http10 && !config.accept_http_10 {
-        return Err(dpe(426, "low_version").body("Upgrade Required").close());
-    }
+pub fn validate(
+    headers: &mut Headers,
+    config: &Config,
+    protocol: Protocol,
+) -> Result<(), LocalReply> {
+    let dpe =
+        |status, details| LocalReply::new(status, details).flag(Flag::DownstreamProtocolError);
     if !headers.has_authority() || headers.authority().is_empty() {
         let default = (protocol == Protocol::Http10)
             .then(|| config.default_host_for_http_10.clone())
@@ -69,11 +80,11 @@ pub fn validate(headers: &mut Headers, config: &Config, protocol: Protocol) -> R
             None => return Err(LocalReply::new(400, "missing_host_header").close()),
         }
     }
-    let valid = headers.authority().iter().all(|c| {
-        c.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]@".contains(c) || *c >= 0x80
-    });
+    let valid = is_valid_authority(headers.authority());
     if !valid {
-        return Err(dpe(400, "http.invalid_authority").body("Bad Request").close());
+        return Err(dpe(400, "http.invalid_authority")
+            .body("Bad Request")
+            .close());
     }
     if headers.method() == b"CONNECT" {
         return Ok(());
@@ -144,16 +155,31 @@ pub fn prepare(
     }
     if edge {
         headers.retain(|n, _| !EDGE_ONLY.contains(&n));
-        headers.set(b"x-envoy-external-address", info.remote.ip().to_string().as_bytes());
+        headers.set(
+            b"x-envoy-external-address",
+            info.remote.ip().to_string().as_bytes(),
+        );
     }
-    xfcc::apply(headers, config.forward_client_cert, config.client_cert_details, connection.tls.as_deref());
+    xfcc::apply(
+        headers,
+        config.forward_client_cert,
+        config.client_cert_details,
+        connection.tls.as_deref(),
+    );
     let sampled = request_id(headers, config, internal, edge, &random);
     if let Some(via) = &config.via {
         append_via(headers, via);
     }
+    if let Some(zipkin) = options.zipkin.filter(|_| config.tracing.is_some()) {
+        trace_context::propagate_b3(headers, zipkin, sampled, &random);
+    }
     normalize_path(headers, config, options)?;
     strip_host(headers, config, connection.local.port());
-    Ok(Facts { internal, sampled, grpc: is_grpc(headers) })
+    Ok(Facts {
+        internal,
+        sampled,
+        grpc: is_grpc(headers),
+    })
 }
 
 /// Adds to `via`, joining what is there.
@@ -169,12 +195,33 @@ pub fn append_via(headers: &mut Headers, via: &str) {
 }
 
 fn remove_hop_by_hop(headers: &mut Headers, upgrade: bool) {
+    remove_nominated(headers);
     headers.retain(|name, value| match name {
         b"connection" | b"upgrade" => upgrade,
         b"keep-alive" | b"proxy-connection" | b"http2-settings" | b"transfer-encoding" => false,
         b"te" => value.eq_ignore_ascii_case(b"trailers"),
         _ => true,
     });
+}
+
+/// Removes the headers that `connection` names as meant for this hop only.
+fn remove_nominated(headers: &mut Headers) {
+    let own: &[&[u8]] = &[
+        b"close",
+        b"keep-alive",
+        b"upgrade",
+        b"te",
+        b"http2-settings",
+    ];
+    let nominated: Vec<Vec<u8>> = headers
+        .get_all(b"connection")
+        .flat_map(|line| line.split(|c| *c == b','))
+        .map(|token| token.trim_ascii().to_ascii_lowercase())
+        .filter(|token| !token.is_empty() && !own.contains(&token.as_slice()))
+        .collect();
+    for name in nominated {
+        headers.remove(&name);
+    }
 }
 
 /// XFF handling; sets the trusted remote address and returns whether it is internal.
@@ -196,7 +243,11 @@ fn forwarded_for(
         info.remote = trusted.map_or(direct, |ip| SocketAddr::new(ip, 0));
         if !config.skip_xff_append {
             let peer = direct.ip().to_canonical();
-            let shown = if peer.is_loopback() { options.local_address.unwrap_or(peer) } else { peer };
+            let shown = if peer.is_loopback() {
+                options.local_address.unwrap_or(peer)
+            } else {
+                peer
+            };
             append_xff(headers, shown);
         }
         if config.xff_num_trusted_hops > 0 {
@@ -222,7 +273,10 @@ fn forwarded_for(
 
 fn append_xff(headers: &mut Headers, ip: IpAddr) {
     let text = ip.to_string();
-    let old = headers.get_all(b"x-forwarded-for").collect::<Vec<_>>().join(&b","[..]);
+    let old = headers
+        .get_all(b"x-forwarded-for")
+        .collect::<Vec<_>>()
+        .join(&b","[..]);
     if old.is_empty() {
         headers.set(b"x-forwarded-for", text.as_bytes());
     } else {
@@ -251,18 +305,27 @@ fn request_id(
     if config.generate_request_id && (replace || !headers.contains(NAME)) {
         headers.set(NAME, &uuid_v4(random(), random()));
     }
-    let Some(tracing) = &config.tracing else { return false };
+    let Some(tracing) = &config.tracing else {
+        return false;
+    };
     if !tracing.use_request_id {
-        return percent(tracing.random_sampling, random()) && percent(tracing.overall_sampling, random());
+        return percent(tracing.random_sampling, random())
+            && percent(tracing.overall_sampling, random());
     }
-    let Some(id) = headers.get(NAME).filter(|id| is_uuid(id)).map(<[u8]>::to_vec) else {
+    let Some(id) = headers
+        .get(NAME)
+        .filter(|id| is_uuid(id))
+        .map(<[u8]>::to_vec)
+    else {
         return false;
     };
     let mut reason = id[14];
     if reason == b'4' {
         if internal && headers.contains(b"x-envoy-force-trace") {
             reason = b'a';
-        } else if headers.contains(b"x-client-trace-id") && percent(tracing.client_sampling, random()) {
+        } else if headers.contains(b"x-client-trace-id")
+            && percent(tracing.client_sampling, random())
+        {
             reason = b'b';
         } else if percent(tracing.random_sampling, random()) {
             reason = b'9';
@@ -327,12 +390,17 @@ fn normalize_path(
         Normalized::Path(std::borrow::Cow::Borrowed(_)) => None,
         Normalized::Path(std::borrow::Cow::Owned(path)) => Some(path),
         Normalized::Reject => {
+            // The log shows what the path would have been.
+            if let Some(shown) = path::unescape_slashes(headers.path()) {
+                headers.set_path(&shown);
+            }
             return Err(LocalReply::new(400, "path_normalization_failed").close());
         }
         Normalized::Redirect(_) if is_grpc(headers) => {
             return Err(LocalReply::new(400, "path_normalization_failed").close());
         }
         Normalized::Redirect(path) => {
+            headers.set_path(&path);
             return Err(LocalReply::new(307, "path_normalization_failed")
                 .header("location", String::from_utf8_lossy(&path).into_owned()));
         }

@@ -54,7 +54,10 @@ pub fn on_response(policy: &RetryPolicy, response: &Headers) -> bool {
         || (on.retriable_4xx && status == 409)
         || (on.retriable_status_codes && policy.retriable_status_codes.contains(&status))
         || (on.retriable_headers
-            && policy.retriable_headers.iter().any(|m| header_matches(m, response)))
+            && policy
+                .retriable_headers
+                .iter()
+                .any(|m| header_matches(m, response)))
         || match grpc {
             b"1" => on.grpc_cancelled,
             b"4" => on.grpc_deadline_exceeded,
@@ -69,7 +72,10 @@ pub fn on_response(policy: &RetryPolicy, response: &Headers) -> bool {
 #[must_use]
 pub fn back_off(policy: &RetryPolicy, k: u32, random: u64) -> Duration {
     let factor = 2_u32.saturating_pow(k.min(16)).saturating_sub(1).max(1);
-    let window = policy.base_interval.saturating_mul(factor).min(policy.max_interval);
+    let window = policy
+        .base_interval
+        .saturating_mul(factor)
+        .min(policy.max_interval);
     let micros = window.as_micros().max(1) as u64;
     Duration::from_micros(random % micros)
 }

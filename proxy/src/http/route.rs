@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use outrigger_config::matcher::{HeaderMatchKind, HeaderMatcher, QueryParameterMatcher};
 use outrigger_config::route::{
-    ClusterSpecifier, Forward, PathMatch, Percent, Route, RouteAction, RouteConfiguration, RouteMatch,
-    RouteTable, VirtualHost, WeightedCluster,
+    ClusterSpecifier, Forward, PathMatch, Percent, Route, RouteAction, RouteConfiguration,
+    RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
 
 use crate::control::store::{Slot, Store};
@@ -33,7 +33,9 @@ struct Targets {
 
 impl Targets {
     fn new(route: &Route, store: &Store) -> Self {
-        let RouteAction::Forward(forward) = &route.action else { return Self::default() };
+        let RouteAction::Forward(forward) = &route.action else {
+            return Self::default();
+        };
         let slot = |name: &Arc<str>| store.clusters.slot(name);
         let (clusters, total_weight) = match &forward.cluster {
             ClusterSpecifier::Cluster(name) => (vec![slot(name)], 1),
@@ -44,7 +46,11 @@ impl Targets {
             ClusterSpecifier::Header(_) => (Vec::new(), 0),
         };
         let mirrors = forward.mirrors.iter().map(|m| slot(&m.cluster)).collect();
-        Self { clusters, total_weight, mirrors }
+        Self {
+            clusters,
+            total_weight,
+            mirrors,
+        }
     }
 }
 
@@ -63,6 +69,8 @@ pub struct Target<'a> {
     pub slot: Option<Arc<Slot<Cluster>>>,
     /// The entry chosen from `weighted_clusters`.
     pub weighted: Option<&'a WeightedCluster>,
+    /// Index of that entry.
+    pub weighted_index: Option<usize>,
 }
 
 impl RouteRuntime {
@@ -74,7 +82,11 @@ impl RouteRuntime {
             .iter()
             .map(|v| v.routes.iter().map(|r| Targets::new(r, store)).collect())
             .collect();
-        Arc::new(Self { table: RouteTable::build(Arc::clone(&config)), targets, config })
+        Arc::new(Self {
+            table: RouteTable::build(Arc::clone(&config)),
+            targets,
+            config,
+        })
     }
 
     /// Index of the virtual host of an authority.
@@ -92,8 +104,15 @@ impl RouteRuntime {
         random: impl Fn() -> u64,
     ) -> Option<Selected> {
         let vhost = self.config.virtual_hosts.get(virtual_host)?;
-        let route = vhost.routes.iter().position(|r| matches(&r.matcher, headers, &random))?;
-        Some(Selected { table: Arc::clone(self), virtual_host, route })
+        let route = vhost
+            .routes
+            .iter()
+            .position(|r| matches(&r.matcher, headers, &random))?;
+        Some(Selected {
+            table: Arc::clone(self),
+            virtual_host,
+            route,
+        })
     }
 }
 
@@ -131,18 +150,28 @@ impl Selected {
     ) -> Target<'a> {
         let targets = self.targets();
         match &forward.cluster {
-            ClusterSpecifier::Cluster(_) => {
-                Target { slot: targets.clusters.first().cloned(), weighted: None }
-            }
+            ClusterSpecifier::Cluster(_) => Target {
+                slot: targets.clusters.first().cloned(),
+                weighted: None,
+                weighted_index: None,
+            },
             ClusterSpecifier::Weighted(list) => {
                 let mut at = random % targets.total_weight.max(1);
-                for (entry, slot) in list.iter().zip(&targets.clusters) {
+                for (i, (entry, slot)) in list.iter().zip(&targets.clusters).enumerate() {
                     if at < u64::from(entry.weight) {
-                        return Target { slot: Some(Arc::clone(slot)), weighted: Some(entry) };
+                        return Target {
+                            slot: Some(Arc::clone(slot)),
+                            weighted: Some(entry),
+                            weighted_index: Some(i),
+                        };
                     }
                     at -= u64::from(entry.weight);
                 }
-                Target { slot: None, weighted: None }
+                Target {
+                    slot: None,
+                    weighted: None,
+                    weighted_index: None,
+                }
             }
             ClusterSpecifier::Header(name) => Target {
                 slot: headers
@@ -150,6 +179,7 @@ impl Selected {
                     .and_then(|v| std::str::from_utf8(v).ok())
                     .and_then(|v| store.clusters.lookup(v)),
                 weighted: None,
+                weighted_index: None,
             },
         }
     }
@@ -170,7 +200,9 @@ pub fn hit(percent: Percent, random: u64) -> bool {
 fn matches(m: &RouteMatch, headers: &Headers, random: &impl Fn() -> u64) -> bool {
     path_matches(m, headers)
         && m.headers.iter().all(|h| header_matches(h, headers))
-        && m.query_parameters.iter().all(|q| query_matches(q, headers.path()))
+        && m.query_parameters
+            .iter()
+            .all(|q| query_matches(q, headers.path()))
         && (!m.grpc || is_grpc(headers))
         && m.runtime_fraction.is_none_or(|p| hit(p, random()))
 }
@@ -180,13 +212,22 @@ fn path_matches(m: &RouteMatch, headers: &Headers) -> bool {
         return matches!(m.path, PathMatch::Connect);
     }
     let path = headers.path_without_query();
-    let same = |a: &[u8], b: &[u8]| if m.case_sensitive { a == b } else { a.eq_ignore_ascii_case(b) };
+    let same = |a: &[u8], b: &[u8]| {
+        if m.case_sensitive {
+            a == b
+        } else {
+            a.eq_ignore_ascii_case(b)
+        }
+    };
     match &m.path {
-        PathMatch::Prefix(p) => path.get(..p.len()).is_some_and(|start| same(start, p.as_bytes())),
+        PathMatch::Prefix(p) => path
+            .get(..p.len())
+            .is_some_and(|start| same(start, p.as_bytes())),
         PathMatch::Exact(p) => same(path, p.as_bytes()),
         PathMatch::Regex(r) => std::str::from_utf8(path).is_ok_and(|p| r.full.is_match(p)),
         PathMatch::PathSeparatedPrefix(p) => {
-            path.get(..p.len()).is_some_and(|start| same(start, p.as_bytes()))
+            path.get(..p.len())
+                .is_some_and(|start| same(start, p.as_bytes()))
                 && matches!(path.get(p.len()), None | Some(b'/'))
         }
         PathMatch::Connect => headers.method() == b"CONNECT",

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use outrigger_config::cluster::UpstreamProtocol;
-use outrigger_config::route::{Forward, HeaderMutations, HostRewrite, RetryPolicy, WeightedCluster};
+use outrigger_config::route::{
+    ClusterSpecifier, Forward, HeaderMutations, HostRewrite, RetryPolicy, WeightedCluster,
+};
 use tokio::time::Sleep;
 
 use crate::error::Flag;
@@ -55,7 +57,8 @@ struct Body<'a, D> {
 /// Why the request could not be passed on.
 enum PumpError {
     Downstream(DownstreamError),
-    Upstream(Reset),
+    /// The upstream takes no more; what it answered decides.
+    Upstream,
 }
 
 impl<'a, D: Downstream> Body<'a, D> {
@@ -98,7 +101,10 @@ impl<'a, D: Downstream> Body<'a, D> {
     async fn pump(&self, exchange: &Exchange, tunnel: bool) -> Result<(), PumpError> {
         let kept = self.kept.borrow().clone();
         for data in &kept {
-            exchange.send_data(data).await.map_err(PumpError::Upstream)?;
+            exchange
+                .send_data(data)
+                .await
+                .map_err(|_| PumpError::Upstream)?;
         }
         while !self.done.get() {
             let mut read = pin!(self.down.read_body());
@@ -111,14 +117,17 @@ impl<'a, D: Downstream> Body<'a, D> {
             let frame = match ready {
                 Some(frame) => frame,
                 None => {
-                    exchange.flush().await.map_err(PumpError::Upstream)?;
+                    exchange.flush().await.map_err(|_| PumpError::Upstream)?;
                     read.await
                 }
             };
             match frame.map_err(PumpError::Downstream)? {
                 BodyFrame::Data(data) => {
                     self.note(&data);
-                    exchange.send_data(&data).await.map_err(PumpError::Upstream)?;
+                    exchange
+                        .send_data(&data)
+                        .await
+                        .map_err(|_| PumpError::Upstream)?;
                 }
                 BodyFrame::End(trailers) => {
                     *self.trailers.borrow_mut() = trailers;
@@ -128,10 +137,13 @@ impl<'a, D: Downstream> Body<'a, D> {
             }
         }
         if tunnel {
-            return exchange.shutdown().await.map_err(PumpError::Upstream);
+            return exchange.shutdown().await.map_err(|_| PumpError::Upstream);
         }
         let trailers = self.trailers.borrow().clone();
-        exchange.finish(trailers.as_ref()).await.map_err(PumpError::Upstream)
+        exchange
+            .finish(trailers.as_ref())
+            .await
+            .map_err(|_| PumpError::Upstream)
     }
 }
 
@@ -148,7 +160,10 @@ impl<'a> RequestGuard<'a> {
         host.stats.rq_total.fetch_add(1, Ordering::Relaxed);
         cluster.stats().rq_total.inc();
         cluster.stats().rq_active.add(1);
-        Self { cluster, host: Arc::clone(host) }
+        Self {
+            cluster,
+            host: Arc::clone(host),
+        }
     }
 }
 
@@ -207,23 +222,26 @@ pub async fn forward<D: Downstream>(
 ) -> Result<(), Failure> {
     s.hcm.stats.router_rq_total.inc();
     let worker = s.worker;
-    let target = selected.target(forward, &s.request, &worker.store, worker.random());
-    let cluster = target.slot.as_ref().and_then(|slot| slot.load()).ok_or_else(|| {
+    let cluster = s.cluster.clone().ok_or_else(|| {
         s.hcm.stats.no_cluster.inc();
         LocalReply::new(forward.cluster_not_found_response_code, "cluster_not_found")
             .flag(Flag::NoClusterFound)
     })?;
-    s.info.upstream.cluster = Some(Arc::clone(cluster.name()));
-    s.info.upstream.observability_name = Some(Arc::clone(&cluster.config.observability_name));
-    s.weighted_headers = target.weighted.map(|w| w.headers.clone());
-    let policy =
-        forward.retry_policy.as_deref().or(selected.virtual_host().retry_policy.as_deref());
-    let timeouts =
-        Timeouts::new(&mut s.request, forward, policy, &s.hcm.config, s.facts);
+    let weighted = match (&forward.cluster, s.weighted) {
+        (ClusterSpecifier::Weighted(list), Some(i)) => list.get(i),
+        _ => None,
+    };
+    let policy = forward
+        .retry_policy
+        .as_deref()
+        .or(selected.virtual_host().retry_policy.as_deref());
+    let timeouts = Timeouts::new(&mut s.request, forward, policy, &s.hcm.config, s.facts);
     let internal = internal_policy(s, policy);
     let policy = internal.as_ref().or(policy);
-    rewrite(s, selected, forward, target.weighted);
-    let hashed = hash::evaluate(&forward.hash_policy, &s.request, &s.info, || worker.random());
+    rewrite(s, selected, forward, weighted);
+    let hashed = hash::evaluate(&forward.hash_policy, &s.request, &s.info, || {
+        worker.random()
+    });
     let plan = Plan {
         cluster: &cluster,
         policy,
@@ -235,7 +253,11 @@ pub async fn forward<D: Downstream>(
         suppress: s.hcm.config.suppress_envoy_headers,
     };
     let mirrored = mirror::wanted(forward, worker);
-    let body = Body::new(s.down, s.request_done, policy.is_some() || !mirrored.is_empty());
+    let body = Body::new(
+        s.down,
+        s.request_done,
+        policy.is_some() || !mirrored.is_empty(),
+    );
     mirror::send(s, selected, forward, &mirrored);
     run(s, &plan, &body).await
 }
@@ -248,9 +270,10 @@ fn internal_policy<D: Downstream>(
     if !s.facts.internal {
         return None;
     }
-    let retries = s.request.get(b"x-envoy-max-retries").and_then(|v| {
-        std::str::from_utf8(v).ok().and_then(|v| v.parse().ok())
-    });
+    let retries = s
+        .request
+        .get(b"x-envoy-max-retries")
+        .and_then(|v| std::str::from_utf8(v).ok().and_then(|v| v.parse().ok()));
     s.request.remove(b"x-envoy-max-retries");
     let mut policy = policy?.clone();
     policy.num_retries = retries?;
@@ -273,7 +296,9 @@ fn rewrite<D: Downstream>(
     mutate::request(&mut s.request, &levels, &s.info);
     let literal = weighted.and_then(|w| w.host_rewrite_literal.clone());
     let host = match (&literal, &forward.host_rewrite) {
-        (Some(host), _) | (None, Some(HostRewrite::Literal(host))) => Some(host.as_bytes().to_vec()),
+        (Some(host), _) | (None, Some(HostRewrite::Literal(host))) => {
+            Some(host.as_bytes().to_vec())
+        }
         (None, Some(HostRewrite::Header(name))) => {
             s.request.get(name.as_bytes()).map(<[u8]>::to_vec)
         }
@@ -283,9 +308,16 @@ fn rewrite<D: Downstream>(
         set_host(&mut s.request, &host, forward.append_x_forwarded_host);
     }
     let path = if let Some(with) = &forward.prefix_rewrite {
-        Some(redirect::replace_prefix(selected.route(), s.request.path(), with))
+        Some(redirect::replace_prefix(
+            selected.route(),
+            s.request.path(),
+            with,
+        ))
     } else {
-        forward.regex_rewrite.as_ref().map(|r| redirect::replace_regex(r, s.request.path()))
+        forward
+            .regex_rewrite
+            .as_ref()
+            .map(|r| redirect::replace_regex(r, s.request.path()))
     };
     if let Some(path) = path.filter(|p| p != s.request.path()) {
         let original = s.request.path().to_vec();
@@ -296,6 +328,7 @@ fn rewrite<D: Downstream>(
 
 fn set_host(request: &mut Headers, host: &[u8], append: bool) {
     let old = request.authority().to_vec();
+    request.set(b"x-envoy-original-host", &old);
     if append {
         let forwarded = match request.get(b"x-forwarded-host") {
             Some(v) => [v, &b","[..], &old].concat(),
@@ -303,7 +336,6 @@ fn set_host(request: &mut Headers, host: &[u8], append: bool) {
         };
         request.set(b"x-forwarded-host", &forwarded);
     }
-    request.set(b"x-envoy-original-host", &old);
     request.set_authority(host);
 }
 
@@ -315,7 +347,10 @@ async fn run<D: Downstream>(
 ) -> Result<(), Failure> {
     let mut timers = Timers {
         global: None,
-        max_duration: plan.timeouts.max_duration.map(|t| Box::pin(tokio::time::sleep(t))),
+        max_duration: plan
+            .timeouts
+            .max_duration
+            .map(|t| Box::pin(tokio::time::sleep(t))),
     };
     let mut tried: Vec<Arc<Host>> = Vec::new();
     let mut retries = 0_u32;
@@ -370,7 +405,9 @@ fn may_retry<D: Downstream>(
     error: &AttemptError,
     retries: u32,
 ) -> Verdict {
-    let Some(policy) = plan.policy else { return Verdict::No };
+    let Some(policy) = plan.policy else {
+        return Verdict::No;
+    };
     let failure = match error {
         AttemptError::Connect(ConnectError::Overflow | ConnectError::NoHealthyUpstream)
         | AttemptError::Failed(_) => return Verdict::No,
@@ -406,7 +443,9 @@ async fn wait<D: Downstream>(
     timers: &mut Timers,
     retries: u32,
 ) -> Result<(), Failure> {
-    let Some(policy) = plan.policy else { return Ok(()) };
+    let Some(policy) = plan.policy else {
+        return Ok(());
+    };
     plan.cluster.usage.retries.fetch_add(1, Ordering::Relaxed);
     plan.cluster.stats().rq_retry_backoff_exponential.inc();
     let delay = retry::back_off(policy, retries, s.worker.random());
@@ -420,7 +459,9 @@ async fn wait<D: Downstream>(
 }
 
 fn note_failure<D: Downstream>(cluster: &Cluster, s: &RequestStream<'_, D>, error: &AttemptError) {
-    let Some(host) = &s.info.upstream.host else { return };
+    let Some(host) = &s.info.upstream.host else {
+        return;
+    };
     match error {
         AttemptError::Response | AttemptError::Failed(_) => return,
         AttemptError::PerTryTimeout => {
@@ -462,9 +503,15 @@ fn failure_reply<D: Downstream>(
 ) -> LocalReply {
     let reset = |status: u16, reason: &str, flag: Flag, details: String| {
         let words = reason.replace('_', " ");
-        let how = if retried { "retried and the latest reset reason" } else { "reset reason" };
+        let how = if retried {
+            "retried and the latest reset reason"
+        } else {
+            "reset reason"
+        };
         let mut reply = LocalReply::new(status, "")
-            .body(format!("upstream connect error or disconnect/reset before headers. {how}: {words}"))
+            .body(format!(
+                "upstream connect error or disconnect/reset before headers. {how}: {words}"
+            ))
             .flag(flag);
         reply.details = Cow::Owned(details);
         reply
@@ -534,7 +581,11 @@ async fn connect<D: Downstream>(
         UpstreamProtocol::Downstream => Wanted::Http1,
         UpstreamProtocol::Auto => Wanted::Auto,
     };
-    let alpn = s.hcm.alpn.clone().filter(|_| !cluster.config.istio.alpn_override_disabled);
+    let alpn = s
+        .hcm
+        .alpn
+        .clone()
+        .filter(|_| !cluster.config.istio.alpn_override_disabled);
     let alpn = alpn.as_deref().map(|a| match wanted {
         Wanted::Http2 => &a.http2,
         _ if s.info.protocol == Some(Protocol::Http10)
@@ -545,16 +596,25 @@ async fn connect<D: Downstream>(
         _ => &a.http11,
     });
     let sni_wanted = cluster.config.auto_sni
-        && cluster.sockets.get(host.transport_socket).is_some_and(|t| t.wants_sni());
+        && cluster
+            .sockets
+            .get(host.transport_socket)
+            .is_some_and(|t| t.wants_sni());
     let authority = (sni_wanted || cluster.config.auto_san_validation)
         .then(|| String::from_utf8_lossy(split_port(s.request.authority()).0).into_owned());
     let options = ConnectOptions {
         tls: HandshakeOptions {
             server_name: authority.as_deref().filter(|_| sni_wanted),
             alpn: alpn.map(Vec::as_slice).filter(|a| !a.is_empty()),
-            verify_dns_name: authority.as_deref().filter(|_| cluster.config.auto_san_validation),
+            verify_dns_name: authority
+                .as_deref()
+                .filter(|_| cluster.config.auto_san_validation),
         },
-        original_src: s.info.connection.original_src_mark.map(|m| (s.info.connection.remote, m)),
+        original_src: s
+            .info
+            .connection
+            .original_src_mark
+            .map(|m| (s.info.connection.remote, m)),
     };
     let acquired = pool::acquire(worker, cluster, &host, options, wanted).await?;
     s.info.upstream.local = acquired.local();
@@ -573,10 +633,16 @@ async fn attempt<D: Downstream>(
     retries: u32,
 ) -> Result<(), AttemptError> {
     if body.done.get() && timers.global.is_none() {
-        timers.global = plan.timeouts.global.map(|t| Box::pin(tokio::time::sleep(t)));
+        timers.global = plan
+            .timeouts
+            .global
+            .map(|t| Box::pin(tokio::time::sleep(t)));
     }
     let down = s.down;
-    let mut per_try = plan.timeouts.per_try.map(|t| Box::pin(tokio::time::sleep(t)));
+    let mut per_try = plan
+        .timeouts
+        .per_try
+        .map(|t| Box::pin(tokio::time::sleep(t)));
     let (host, acquired) = {
         let connecting = connect(s, plan, tried);
         tokio::select! {
@@ -614,11 +680,22 @@ async fn attempt<D: Downstream>(
     let result = {
         // An upgrade's bytes wait for the 101.
         let mut pump = pin!(async {
-            if no_body || upgrade { Ok(()) } else { body.pump(&exchange, false).await }
+            if no_body || upgrade {
+                Ok(())
+            } else {
+                body.pump(&exchange, false).await
+            }
         });
         let mut pumping = !no_body && !upgrade;
         let head = response_head(
-            s, plan, body, timers, &mut per_try, &exchange, pump.as_mut(), &mut pumping,
+            s,
+            plan,
+            body,
+            timers,
+            &mut per_try,
+            &exchange,
+            pump.as_mut(),
+            &mut pumping,
         )
         .await?;
         let status = head.status();
@@ -637,7 +714,17 @@ async fn attempt<D: Downstream>(
             }
         }
         finish_attempt(plan, &host, status, s.worker.random());
-        relay(s, plan, body, timers, &exchange, head, pump.as_mut(), pumping).await
+        relay(
+            s,
+            plan,
+            body,
+            timers,
+            &exchange,
+            head,
+            pump.as_mut(),
+            pumping,
+        )
+        .await
     };
     s.info.request_tx_end = body.finished.get().or(s.info.request_end);
     if result.is_ok()
@@ -653,7 +740,11 @@ async fn attempt<D: Downstream>(
 
 /// Counts the answer of an attempt.
 fn finish_attempt(plan: &Plan<'_>, host: &Host, status: u16, random: u64) {
-    let counter = if status >= 500 { &host.stats.rq_error } else { &host.stats.rq_success };
+    let counter = if status >= 500 {
+        &host.stats.rq_error
+    } else {
+        &host.stats.rq_success
+    };
     counter.fetch_add(1, Ordering::Relaxed);
     plan.cluster.stats().response(status);
     record_outcome(plan.cluster, host, Outcome::Response(status), random);
@@ -672,7 +763,9 @@ fn idle_reply(complete: bool) -> LocalReply {
 
 /// Waits until nothing has moved for `timeout`.
 async fn idle<D>(timeout: Option<Duration>, body: &Body<'_, D>) {
-    let Some(timeout) = timeout else { return std::future::pending().await };
+    let Some(timeout) = timeout else {
+        return std::future::pending().await;
+    };
     loop {
         let due = body.activity.get() + timeout;
         if Instant::now() >= due {
@@ -683,7 +776,10 @@ async fn idle<D>(timeout: Option<Duration>, body: &Body<'_, D>) {
 }
 
 /// Waits for the final response head while the request body goes up; relays 1xx heads.
-#[allow(clippy::too_many_arguments, reason = "the pieces of one attempt, borrowed apart from each other")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the pieces of one attempt, borrowed apart from each other"
+)]
 async fn response_head<D: Downstream>(
     s: &mut RequestStream<'_, D>,
     plan: &Plan<'_>,
@@ -701,7 +797,10 @@ async fn response_head<D: Downstream>(
     body.activity.set(Instant::now());
     loop {
         if body.done.get() && timers.global.is_none() {
-            timers.global = plan.timeouts.global.map(|t| Box::pin(tokio::time::sleep(t)));
+            timers.global = plan
+                .timeouts
+                .global
+                .map(|t| Box::pin(tokio::time::sleep(t)));
         }
         tokio::select! {
             biased;
@@ -712,6 +811,9 @@ async fn response_head<D: Downstream>(
                 body.activity.set(Instant::now());
                 if head.status() >= 200 || head.status() == 101 {
                     return Ok(head);
+                }
+                if head.status() == 100 && !s.hcm.config.proxy_100_continue {
+                    continue;
                 }
                 s.info.response_code = head.status();
                 s.down.send_informational(&head).await
@@ -725,7 +827,7 @@ async fn response_head<D: Downstream>(
                         return Err(AttemptError::Failed(Failure::Downstream(e)));
                     }
                     // The answer may be there already: reading decides.
-                    Err(PumpError::Upstream(_)) => {}
+                    Err(PumpError::Upstream) => {}
                 }
             }
             gone = s.down.gone(), if body.done.get() && s.upgrade.is_none() => {
@@ -758,7 +860,12 @@ async fn response_head<D: Downstream>(
 }
 
 /// Makes the upstream's head ours.
-fn prepare_response<D: Downstream>(s: &mut RequestStream<'_, D>, plan: &Plan<'_>, mut head: Headers, request_end: Instant) {
+fn prepare_response<D: Downstream>(
+    s: &mut RequestStream<'_, D>,
+    plan: &Plan<'_>,
+    mut head: Headers,
+    request_end: Instant,
+) {
     let upgraded = head.status() == 101;
     head.retain(|name, _| match name {
         b"connection" | b"upgrade" => upgraded,
@@ -768,11 +875,18 @@ fn prepare_response<D: Downstream>(s: &mut RequestStream<'_, D>, plan: &Plan<'_>
     let now = Instant::now();
     s.info.response_start = Some(now);
     s.info.details = Cow::Borrowed("via_upstream");
-    if !plan.suppress {
+    if !plan.suppress && s.upgrade.is_none() {
         let millis = now.duration_since(request_end).as_millis();
-        head.set(b"x-envoy-upstream-service-time", millis.to_string().as_bytes());
+        head.set(
+            b"x-envoy-upstream-service-time",
+            millis.to_string().as_bytes(),
+        );
     }
-    if plan.selected.virtual_host().include_attempt_count_in_response {
+    if plan
+        .selected
+        .virtual_host()
+        .include_attempt_count_in_response
+    {
         let count = s.info.upstream.attempts.to_string();
         head.set(b"x-envoy-attempt-count", count.as_bytes());
     }
@@ -787,11 +901,17 @@ fn prepare_response<D: Downstream>(s: &mut RequestStream<'_, D>, plan: &Plan<'_>
 }
 
 fn grpc_status(headers: &Headers) -> Option<u32> {
-    std::str::from_utf8(headers.get(b"grpc-status")?).ok()?.parse().ok()
+    std::str::from_utf8(headers.get(b"grpc-status")?)
+        .ok()?
+        .parse()
+        .ok()
 }
 
 /// Relays the answer while the rest of the request goes up.
-#[allow(clippy::too_many_arguments, reason = "the pieces of one attempt, borrowed apart from each other")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the pieces of one attempt, borrowed apart from each other"
+)]
 async fn relay<D: Downstream>(
     s: &mut RequestStream<'_, D>,
     plan: &Plan<'_>,
@@ -803,7 +923,11 @@ async fn relay<D: Downstream>(
     mut pumping: bool,
 ) -> Result<(), AttemptError> {
     let failed = |f: Failure| AttemptError::Failed(f);
-    let request_end = body.finished.get().or(s.info.request_end).unwrap_or(s.info.start);
+    let request_end = body
+        .finished
+        .get()
+        .or(s.info.request_end)
+        .unwrap_or(s.info.start);
     let status = head.status();
     if status == 101 {
         if s.upgrade.is_none() {
@@ -816,8 +940,9 @@ async fn relay<D: Downstream>(
     if s.upgrade.is_some() {
         // The upstream refused the upgrade: the answer goes out without its body and the connection ends.
         s.info.details = Cow::Borrowed("websocket_handshake_unsuccessful");
-        s.down.close_after();
-        s.response.remove(b"content-length");
+        s.down.close_after(true);
+        s.response
+            .retain(|n, _| !matches!(n, b"content-length" | b"content-type"));
         s.send_head(true).await.map_err(|e| failed(e.into()))?;
         s.info.end = Some(Instant::now());
         return Ok(());
@@ -883,6 +1008,8 @@ async fn relay<D: Downstream>(
                     break;
                 }
                 Err(reset) => {
+                    // What arrived before the cut belongs to the client.
+                    s.down.flush().await.map_err(|e| failed(e.into()))?;
                     s.info.flags.set(reset.flag());
                     s.info.details = Cow::Owned(format!(
                         "upstream_reset_after_response_started{{{}}}",
@@ -896,9 +1023,12 @@ async fn relay<D: Downstream>(
     s.info.end = Some(Instant::now());
     if !body.done.get() {
         // The answer came before the request was complete: its rest would be read as the next request.
-        s.down.close_after();
+        s.down.close_after(true);
     }
-    plan.cluster.stats().rq_time.record(s.info.start.elapsed().as_millis() as u64);
+    plan.cluster
+        .stats()
+        .rq_time
+        .record(s.info.start.elapsed().as_millis() as u64);
     Ok(())
 }
 
@@ -927,11 +1057,20 @@ async fn tunnel<D: Downstream>(
             }
         }
     };
-    let (up, back) = tokio::join!(body.pump(exchange, true), respond);
+    let mut respond = pin!(respond);
+    let mut pump = pin!(body.pump(exchange, true));
+    // Either side's end is the end of the tunnel: HTTP/1 upgrades know no half-close (Envoy).
+    let result = tokio::select! {
+        biased;
+        back = &mut respond => back.map_err(Failure::from),
+        up = &mut pump => match up {
+            Ok(()) | Err(PumpError::Downstream(_)) => {
+                Err(Failure::Downstream(DownstreamError::Disconnected))
+            }
+            Err(PumpError::Upstream) => respond.await.map_err(Failure::from),
+        },
+    };
     s.info.bytes_sent = sent.get();
     s.info.end = Some(Instant::now());
-    if let Err(PumpError::Downstream(e)) = up {
-        return Err(Failure::Downstream(e));
-    }
-    back.map_err(Failure::from)
+    result
 }

@@ -95,8 +95,9 @@ impl HttpStats {
     /// Counts a finished request.
     pub fn completed(&self, status: u16, millis: u64) {
         self.rq_completed.inc();
-        if let Some(counter) =
-            usize::from(status / 100).checked_sub(1).and_then(|c| self.rq_classes.get(c))
+        if let Some(counter) = usize::from(status / 100)
+            .checked_sub(1)
+            .and_then(|c| self.rq_classes.get(c))
         {
             counter.inc();
         }

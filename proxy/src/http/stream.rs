@@ -25,6 +25,7 @@ use crate::http::route::Selected;
 use crate::http::{mutate, redirect, router};
 use crate::listener::drain::Drain;
 use crate::stream_info::{Protocol, StreamInfo};
+use crate::upstream::cluster::Cluster;
 use crate::worker::Worker;
 
 /// A request as its codec read it.
@@ -70,6 +71,10 @@ pub struct RequestStream<'a, D> {
     pub cors: CorsState,
     /// Header changes of the chosen weighted cluster.
     pub weighted_headers: Option<HeaderMutations>,
+    /// Index of the chosen weighted cluster.
+    pub weighted: Option<usize>,
+    /// The cluster, once the route named one that is there.
+    pub cluster: Option<Arc<Cluster>>,
     /// Upgrade type under way.
     pub upgrade: Option<Vec<u8>>,
     /// The client expects 100.
@@ -127,6 +132,8 @@ pub async fn handle<D: Downstream>(
         selected: None,
         cors: CorsState::default(),
         weighted_headers: None,
+        weighted: None,
+        cluster: None,
         upgrade: incoming.upgrade,
         expect_continue: incoming.expect_continue,
         response_started: false,
@@ -170,6 +177,8 @@ pub async fn refuse<D: Downstream>(
         selected: None,
         cors: CorsState::default(),
         weighted_headers: None,
+        weighted: None,
+        cluster: None,
         upgrade: None,
         expect_continue: false,
         response_started: false,
@@ -208,7 +217,11 @@ impl<D: Downstream> RequestStream<'_, D> {
 
     /// `h2c` is ignored; whether another type is allowed is the route's business.
     fn check_upgrade(&mut self) {
-        if self.upgrade.as_ref().is_some_and(|u| u.eq_ignore_ascii_case(b"h2c")) {
+        if self
+            .upgrade
+            .as_ref()
+            .is_some_and(|u| u.eq_ignore_ascii_case(b"h2c"))
+        {
             self.upgrade = None;
         }
     }
@@ -228,15 +241,20 @@ impl<D: Downstream> RequestStream<'_, D> {
     fn no_route(&self) -> LocalReply {
         self.hcm.stats.no_route.inc();
         let reply = LocalReply::new(404, "route_not_found").flag(Flag::NoRouteFound);
-        if self.request.method() == b"CONNECT" { reply.close() } else { reply }
+        if self.request.method() == b"CONNECT" {
+            reply.close()
+        } else {
+            reply
+        }
     }
 
     /// Chooses the virtual host and the route.
     fn route(&mut self) -> Result<(), LocalReply> {
         let worker = self.worker;
         let table = self.hcm.routes().ok_or_else(|| self.no_route())?;
-        let vhost =
-            table.virtual_host(self.request.authority()).ok_or_else(|| self.no_route())?;
+        let vhost = table
+            .virtual_host(self.request.authority())
+            .ok_or_else(|| self.no_route())?;
         if self.needs_https(table.config.virtual_hosts[vhost].require_tls) {
             return Err(redirect::to_https(&self.request));
         }
@@ -244,11 +262,23 @@ impl<D: Downstream> RequestStream<'_, D> {
             .select(vhost, &self.request, || worker.random())
             .ok_or_else(|| self.no_route())?;
         let route = selected.route();
-        if self.request.method() == b"CONNECT" && !matches!(route.matcher.path, PathMatch::Connect) {
+        if self.request.method() == b"CONNECT" && !matches!(route.matcher.path, PathMatch::Connect)
+        {
             return Err(self.no_route());
         }
         if !route.name.is_empty() {
             self.info.route_name = Some(Arc::clone(&route.name));
+        }
+        if let RouteAction::Forward(forward) = &route.action {
+            let target = selected.target(forward, &self.request, &worker.store, worker.random());
+            self.weighted_headers = target.weighted.map(|w| w.headers.clone());
+            self.weighted = target.weighted_index;
+            self.cluster = target.slot.and_then(|slot| slot.load());
+            if let Some(cluster) = &self.cluster {
+                self.info.upstream.cluster = Some(Arc::clone(cluster.name()));
+                self.info.upstream.observability_name =
+                    Some(Arc::clone(&cluster.config.observability_name));
+            }
         }
         if let Some(kind) = &self.upgrade {
             self.allow_upgrade(&selected, kind)?;
@@ -269,9 +299,11 @@ impl<D: Downstream> RequestStream<'_, D> {
     fn allow_upgrade(&self, selected: &Selected, kind: &[u8]) -> Result<(), LocalReply> {
         let same = |name: &str| kind.eq_ignore_ascii_case(name.as_bytes());
         let by_route = match &selected.route().action {
-            RouteAction::Forward(f) => {
-                f.upgrades.iter().find(|(name, _)| same(name)).map(|(_, on)| *on)
-            }
+            RouteAction::Forward(f) => f
+                .upgrades
+                .iter()
+                .find(|(name, _)| same(name))
+                .map(|(_, on)| *on),
             _ => None,
         };
         let allowed = by_route.unwrap_or_else(|| self.hcm.config.upgrades.iter().any(|u| same(u)));
@@ -284,7 +316,9 @@ impl<D: Downstream> RequestStream<'_, D> {
 
     /// Runs the filters before the router.
     async fn filter(&mut self) -> Result<(), Failure> {
-        let Some(selected) = self.selected.clone() else { return Ok(()) };
+        let Some(selected) = self.selected.clone() else {
+            return Ok(());
+        };
         let hcm = Arc::clone(self.hcm);
         for filter in &hcm.config.filters {
             let per_route = filters::per_route(&selected, &filter.name);
@@ -325,7 +359,10 @@ impl<D: Downstream> RequestStream<'_, D> {
             _ => None,
         };
         let Some(policy) = policy else { return Ok(()) };
-        if policy.enabled.is_some_and(|p| !crate::http::route::hit(p, self.worker.random())) {
+        if policy
+            .enabled
+            .is_some_and(|p| !crate::http::route::hit(p, self.worker.random()))
+        {
             return Ok(());
         }
         self.cors = cors::decode(policy, &self.request)?;
@@ -341,7 +378,9 @@ impl<D: Downstream> RequestStream<'_, D> {
         if injection.delay.is_none() && injection.abort.is_none() {
             return Ok(());
         }
-        let Some(_active) = hcm.faults.enter(fault.max_active_faults) else { return Ok(()) };
+        let Some(_active) = hcm.faults.enter(fault.max_active_faults) else {
+            return Ok(());
+        };
         if let Some(delay) = injection.delay {
             self.info.flags.set(Flag::DelayInjected);
             tokio::select! {
@@ -356,7 +395,9 @@ impl<D: Downstream> RequestStream<'_, D> {
 
     /// Does what the route says.
     async fn act(&mut self) -> Result<(), Failure> {
-        let Some(selected) = self.selected.clone() else { return Ok(()) };
+        let Some(selected) = self.selected.clone() else {
+            return Ok(());
+        };
         match &selected.route().action {
             RouteAction::Forward(forward) => router::forward(self, &selected, forward).await,
             RouteAction::Redirect(action) => {
@@ -369,7 +410,9 @@ impl<D: Downstream> RequestStream<'_, D> {
             RouteAction::Direct(direct) => {
                 self.hcm.stats.rq_direct_response.inc();
                 let body = String::from_utf8_lossy(&direct.body).into_owned();
-                Err(LocalReply::new(direct.status, "direct_response").body(body).into())
+                Err(LocalReply::new(direct.status, "direct_response")
+                    .body(body)
+                    .into())
             }
         }
     }
@@ -390,9 +433,10 @@ impl<D: Downstream> RequestStream<'_, D> {
             }
             Failure::Downstream(error) => {
                 let (flag, details) = match error {
-                    DownstreamError::Disconnected => {
-                        (Flag::DownstreamConnectionTermination, "downstream_remote_disconnect")
-                    }
+                    DownstreamError::Disconnected => (
+                        Flag::DownstreamConnectionTermination,
+                        "downstream_remote_disconnect",
+                    ),
                     DownstreamError::Reset => {
                         (Flag::DownstreamRemoteReset, "downstream_remote_reset")
                     }
@@ -401,7 +445,7 @@ impl<D: Downstream> RequestStream<'_, D> {
                             let reply = crate::http::conn_manager::body_refusal(error);
                             let _ = self.send_local(reply).await;
                         }
-                        self.down.close_after();
+                        self.down.close_after(true);
                         return;
                     }
                 };
@@ -420,7 +464,7 @@ impl<D: Downstream> RequestStream<'_, D> {
         self.info.details = reply.details.clone();
         // An unread body would be taken for the next request.
         if reply.close || !self.request_done {
-            self.down.close_after();
+            self.down.close_after(true);
         }
         let grpc = crate::http::local_reply::is_grpc(&self.request);
         let (headers, body) = reply.into_response(grpc);
@@ -434,7 +478,9 @@ impl<D: Downstream> RequestStream<'_, D> {
         self.send_head(head_only).await?;
         if !head_only && self.request.method() != b"HEAD" {
             self.info.bytes_sent += body.len() as u64;
-            self.down.send_data(Bytes::copy_from_slice(body.as_bytes())).await?;
+            self.down
+                .send_data(Bytes::copy_from_slice(body.as_bytes()))
+                .await?;
         }
         if !head_only {
             self.down.finish(None).await?;
@@ -482,7 +528,7 @@ impl<D: Downstream> RequestStream<'_, D> {
         }
         if self.leave || self.drain.is_draining() {
             self.hcm.stats.cx_drain_close.inc();
-            self.down.close_after();
+            self.down.close_after(false);
         }
     }
 
@@ -493,7 +539,10 @@ impl<D: Downstream> RequestStream<'_, D> {
             self.response.remove(NAME);
             return;
         }
-        let decorator = self.selected.as_ref().and_then(|s| s.route().decorator.as_ref());
+        let decorator = self
+            .selected
+            .as_ref()
+            .and_then(|s| s.route().decorator.as_ref());
         if let Some(d) = decorator.filter(|d| d.propagate && !d.operation.is_empty()) {
             self.response.set(NAME, d.operation.as_bytes());
         }

@@ -67,7 +67,12 @@ impl Exchange {
     ///
     /// # Errors
     /// The stream was reset.
-    pub async fn send_head(&self, headers: &Headers, end: bool, upgrade: bool) -> Result<(), Reset> {
+    pub async fn send_head(
+        &self,
+        headers: &Headers,
+        end: bool,
+        upgrade: bool,
+    ) -> Result<(), Reset> {
         match self {
             Self::H1(x) => x.send_head(headers, end, upgrade).await,
             Self::H2(x) => x.send_head(headers, end).await,

@@ -119,7 +119,12 @@ mod tests {
     #[test]
     fn modes_follow_the_table_of_the_spec() {
         use ForwardClientCert as M;
-        let details = ClientCertDetails { subject: true, uri: true, dns: true, ..Default::default() };
+        let details = ClientCertDetails {
+            subject: true,
+            uri: true,
+            dns: true,
+            ..Default::default()
+        };
         let new = "By=spiffe://td/ns/c/sa/d;Hash=ab;Subject=\"CN=client,O=acme\";URI=spiffe://td/ns/a/sa/b;DNS=x";
         let appended = format!("old,{new}");
         let table = [

@@ -44,7 +44,11 @@ pub struct Socket {
 
 impl Socket {
     fn new(name: Arc<str>, config: TransportSocket) -> Self {
-        Self { name, config, context: OnceLock::new() }
+        Self {
+            name,
+            config,
+            context: OnceLock::new(),
+        }
     }
 
     /// TLS without an SNI of its own: `auto_sni` applies.
@@ -60,9 +64,11 @@ impl Socket {
     pub fn tls(&self, store: &Store) -> Option<Result<&Arc<UpstreamContext>, &TlsFailure>> {
         match &self.config {
             TransportSocket::RawBuffer => None,
-            TransportSocket::Tls(tls) => {
-                Some(self.context.get_or_init(|| UpstreamContext::build(tls, store)).as_ref())
-            }
+            TransportSocket::Tls(tls) => Some(
+                self.context
+                    .get_or_init(|| UpstreamContext::build(tls, store))
+                    .as_ref(),
+            ),
         }
     }
 }
@@ -135,7 +141,11 @@ impl Cluster {
     /// Hosts remember the index of their socket: they can move to the new cluster only if those agree.
     fn same_sockets(&self, other: &Self) -> bool {
         let criteria = |c: &Self| -> Vec<_> {
-            c.config.transport_socket_matches.iter().map(|m| m.criteria.clone()).collect()
+            c.config
+                .transport_socket_matches
+                .iter()
+                .map(|m| m.criteria.clone())
+                .collect()
         };
         criteria(self) == criteria(other)
     }
@@ -222,8 +232,11 @@ impl Cluster {
     /// The host of an original destination, created on first use and dropped when unused for the cluster's
     /// cleanup interval.
     pub fn original_dst_host(&self, destination: SocketAddr) -> Arc<Host> {
-        let Discovery::OriginalDst { cleanup_interval, upstream_port_override, .. } =
-            &self.config.discovery
+        let Discovery::OriginalDst {
+            cleanup_interval,
+            upstream_port_override,
+            ..
+        } = &self.config.discovery
         else {
             return self.new_original_dst_host(destination);
         };
@@ -265,8 +278,13 @@ impl Cluster {
     #[must_use]
     pub fn all_hosts(&self) -> Vec<Arc<Host>> {
         let mut hosts = self.hosts.load().all.clone();
-        let mut dynamic: Vec<_> =
-            self.original_dst.lock().hosts.values().map(|(h, _)| Arc::clone(h)).collect();
+        let mut dynamic: Vec<_> = self
+            .original_dst
+            .lock()
+            .hosts
+            .values()
+            .map(|(h, _)| Arc::clone(h))
+            .collect();
         dynamic.sort_by(|a, b| a.address_text.cmp(&b.address_text));
         hosts.extend(dynamic);
         hosts

@@ -69,7 +69,11 @@ impl ConnectionGuard {
         let stats = cluster.stats();
         stats.cx_total.inc();
         stats.cx_active.add(1);
-        Self { cluster: Arc::clone(cluster), host: Arc::clone(host), opened: Instant::now() }
+        Self {
+            cluster: Arc::clone(cluster),
+            host: Arc::clone(host),
+            opened: Instant::now(),
+        }
     }
 }
 
@@ -83,12 +87,17 @@ impl ConnectionGuard {
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.cluster.usage.connections.fetch_sub(1, Ordering::Relaxed);
+        self.cluster
+            .usage
+            .connections
+            .fetch_sub(1, Ordering::Relaxed);
         self.host.stats.cx_active.fetch_sub(1, Ordering::Relaxed);
         let stats = self.cluster.stats();
         stats.cx_active.add(-1);
         stats.cx_destroy.inc();
-        stats.cx_length_ms.record(self.opened.elapsed().as_millis() as u64);
+        stats
+            .cx_length_ms
+            .record(self.opened.elapsed().as_millis() as u64);
     }
 }
 
@@ -126,7 +135,10 @@ pub async fn open(
     let attempt = open_now(worker, cluster, host, options);
     let result = match tokio::time::timeout(cluster.config.connect_timeout, attempt).await {
         Ok(Ok(opened)) => {
-            cluster.stats().cx_connect_ms.record(start.elapsed().as_millis() as u64);
+            cluster
+                .stats()
+                .cx_connect_ms
+                .record(start.elapsed().as_millis() as u64);
             return Ok(opened);
         }
         Ok(Err(reason)) => ConnectError::Failed(reason),
@@ -155,8 +167,14 @@ async fn open_now(
     let address = match &host.address {
         HostAddress::Tcp(address) => *address,
         HostAddress::Pipe(path) => {
-            let stream = UnixStream::connect(&**path).await.map_err(|e| connect_reason(&e))?;
-            return Ok(Opened { stream: Stream::Unix(stream), local: None, tls: None });
+            let stream = UnixStream::connect(&**path)
+                .await
+                .map_err(|e| connect_reason(&e))?;
+            return Ok(Opened {
+                stream: Stream::Unix(stream),
+                local: None,
+                tls: None,
+            });
         }
     };
     let socket = connect_socket(cluster, address, options.original_src).await?;
@@ -164,12 +182,22 @@ async fn open_now(
     match tls {
         None => {
             let stream = Stream::Plain(Rewound::new(Bytes::new(), socket));
-            Ok(Opened { stream, local, tls: None })
+            Ok(Opened {
+                stream,
+                local,
+                tls: None,
+            })
         }
         Some(context) => {
-            let (stream, info) =
-                context.connect(socket, options.tls).await.map_err(|e| e.reason)?;
-            Ok(Opened { stream: Stream::ClientTls(stream), local, tls: Some(info) })
+            let (stream, info) = context
+                .connect(socket, options.tls)
+                .await
+                .map_err(|e| e.reason)?;
+            Ok(Opened {
+                stream: Stream::ClientTls(stream),
+                local,
+                tls: Some(info),
+            })
         }
     }
 }
@@ -180,8 +208,12 @@ async fn connect_socket(
     original_src: Option<(SocketAddr, u32)>,
 ) -> Result<TcpStream, String> {
     let text = |e: io::Error| connect_reason(&e);
-    let socket =
-        if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(text)?;
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }
+    .map_err(text)?;
     // The endpoint's own family only: a v6 source cannot reach a v4 host.
     let bind = match original_src {
         Some((source, mark)) => {
@@ -191,7 +223,9 @@ async fn connect_socket(
             } else {
                 reference.set_ip_transparent_v6(true)
             };
-            result.and_then(|()| reference.set_mark(mark)).map_err(text)?;
+            result
+                .and_then(|()| reference.set_mark(mark))
+                .map_err(text)?;
             Some(SocketAddr::new(source.ip(), 0))
         }
         None => cluster
@@ -234,9 +268,10 @@ fn set_keepalive(stream: &TcpStream, k: TcpKeepalive) -> io::Result<()> {
 
 /// Envoy's reason for a failed connect.
 fn connect_reason(e: &io::Error) -> String {
-    let text = e
-        .raw_os_error()
-        .map_or_else(|| e.to_string(), |n| nix::errno::Errno::from_raw(n).desc().to_owned());
+    let text = e.raw_os_error().map_or_else(
+        || e.to_string(),
+        |n| nix::errno::Errno::from_raw(n).desc().to_owned(),
+    );
     format!("delayed_connect_error: {text}")
 }
 
@@ -286,7 +321,15 @@ pub async fn connect_tcp(
     hash: Option<u64>,
     info: &mut UpstreamInfo,
 ) -> Result<TcpUpstream, ConnectError> {
-    let host = choose_host(worker, cluster, connection, &Choice { hash, ..Choice::default() })?;
+    let host = choose_host(
+        worker,
+        cluster,
+        connection,
+        &Choice {
+            hash,
+            ..Choice::default()
+        },
+    )?;
     info.host = Some(Arc::clone(&host));
     if !cluster.connections_available() {
         cluster.stats().cx_overflow.inc();
@@ -295,7 +338,9 @@ pub async fn connect_tcp(
     let guard = ConnectionGuard::new(cluster, &host);
     let options = ConnectOptions {
         tls: HandshakeOptions::default(),
-        original_src: connection.original_src_mark.map(|mark| (connection.remote, mark)),
+        original_src: connection
+            .original_src_mark
+            .map(|mark| (connection.remote, mark)),
     };
     info.attempts += 1;
     let result = open(worker, cluster, &host, options).await;
@@ -304,7 +349,11 @@ pub async fn connect_tcp(
         Ok(opened) => {
             info.local = opened.local;
             info.tls = opened.tls;
-            Ok(TcpUpstream { stream: opened.stream, host, guard })
+            Ok(TcpUpstream {
+                stream: opened.stream,
+                host,
+                guard,
+            })
         }
         Err(error) => {
             if let ConnectError::Failed(reason) = &error {
@@ -318,7 +367,11 @@ pub async fn connect_tcp(
 /// Tells outlier detection of a connect result: a TCP connection that opened is a success.
 fn record(worker: &Worker, cluster: &Cluster, host: &Host, connected: bool) {
     if let Some(outlier) = &cluster.outlier {
-        let outcome = if connected { Outcome::Response(200) } else { Outcome::LocalFailure };
+        let outcome = if connected {
+            Outcome::Response(200)
+        } else {
+            Outcome::LocalFailure
+        };
         outlier.record(&cluster.hosts.load(), host, outcome, worker.random());
     }
 }

@@ -153,7 +153,9 @@ impl Host {
     /// May be balanced to: healthy by EDS and not ejected.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        matches!(self.eds_health(), HealthStatus::Healthy | HealthStatus::Unknown)
-            && !self.is_ejected()
+        matches!(
+            self.eds_health(),
+            HealthStatus::Healthy | HealthStatus::Unknown
+        ) && !self.is_ejected()
     }
 }

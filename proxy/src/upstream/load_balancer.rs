@@ -71,7 +71,12 @@ impl HostSet {
         localities: Vec<(Locality, u32, u32)>,
         overprovisioning_factor: u32,
     ) -> Self {
-        Self { all, localities, overprovisioning_factor, view: ArcSwapOption::empty() }
+        Self {
+            all,
+            localities,
+            overprovisioning_factor,
+            view: ArcSwapOption::empty(),
+        }
     }
 
     /// A host's health changed: the view is computed anew on the next choice.
@@ -98,10 +103,16 @@ impl View {
             .collect();
         let healthy_percent = |hosts: &Vec<&Arc<Host>>| -> u64 {
             let healthy = hosts.iter().filter(|h| h.is_healthy()).count() as u64;
-            if hosts.is_empty() { 0 } else { healthy * 100 / hosts.len() as u64 }
+            if hosts.is_empty() {
+                0
+            } else {
+                healthy * 100 / hosts.len() as u64
+            }
         };
-        let availability: Vec<u64> =
-            members.iter().map(|m| (healthy_percent(m) * factor / 100).min(100)).collect();
+        let availability: Vec<u64> = members
+            .iter()
+            .map(|m| (healthy_percent(m) * factor / 100).min(100))
+            .collect();
         let total: u64 = availability.iter().sum::<u64>().min(100);
         let mut left = 100;
         let mut levels = Vec::with_capacity(members.len());
@@ -116,7 +127,14 @@ impl View {
                 (availability[priority] * 100 / total).min(left)
             };
             left -= load;
-            levels.push(Level::new(set, config, priority as u32, hosts, load as u32, panic));
+            levels.push(Level::new(
+                set,
+                config,
+                priority as u32,
+                hosts,
+                load as u32,
+                panic,
+            ));
         }
         if total == 0 {
             // Nobody is healthy: the first priority in panic gets everything, else nobody does.
@@ -159,8 +177,11 @@ impl Level {
                 .filter(|(_, p, weight)| *p == priority && *weight > 0)
                 .map(|(locality, _, weight)| {
                     let here: Vec<_> = hosts.iter().filter(|h| h.locality == *locality).collect();
-                    let good: Vec<_> =
-                        here.iter().filter(|h| h.is_healthy()).map(|h| Arc::clone(h)).collect();
+                    let good: Vec<_> = here
+                        .iter()
+                        .filter(|h| h.is_healthy())
+                        .map(|h| Arc::clone(h))
+                        .collect();
                     let fraction = if here.is_empty() {
                         0
                     } else {
@@ -172,11 +193,24 @@ impl Level {
                 .filter(|(weight, g)| *weight > 0 && !g.hosts.is_empty())
                 .collect()
         } else {
-            let usable: Vec<_> = hosts.iter().filter(|h| usable(h)).map(|h| Arc::clone(h)).collect();
-            if usable.is_empty() { Vec::new() } else { vec![(1, Group::new(usable))] }
+            let usable: Vec<_> = hosts
+                .iter()
+                .filter(|h| usable(h))
+                .map(|h| Arc::clone(h))
+                .collect();
+            if usable.is_empty() {
+                Vec::new()
+            } else {
+                vec![(1, Group::new(usable))]
+            }
         };
         let groups_total = groups.iter().map(|g| g.0).sum();
-        Self { load, panic, groups, groups_total }
+        Self {
+            load,
+            panic,
+            groups,
+            groups_total,
+        }
     }
 
     fn choose_group(&self, random: u64) -> Option<&Group> {
@@ -208,7 +242,11 @@ impl Group {
                 })
                 .collect()
         };
-        Self { hosts, cumulative, table: OnceLock::new() }
+        Self {
+            hosts,
+            cumulative,
+            table: OnceLock::new(),
+        }
     }
 
     fn weighted(&self, random: u64) -> usize {
@@ -262,10 +300,15 @@ impl Group {
     }
 
     fn hashed(&self, policy: &LbPolicy, hash: u64) -> usize {
-        match self.table.get_or_init(|| HashTable::new(policy, &self.hosts)) {
+        match self
+            .table
+            .get_or_init(|| HashTable::new(policy, &self.hosts))
+        {
             HashTable::Ring(ring) => {
                 let at = ring.partition_point(|(h, _)| *h < hash);
-                ring.get(at).or_else(|| ring.first()).map_or(0, |(_, i)| *i as usize)
+                ring.get(at)
+                    .or_else(|| ring.first())
+                    .map_or(0, |(_, i)| *i as usize)
             }
             HashTable::Maglev(table) => table
                 .get((hash % table.len().max(1) as u64) as usize)
@@ -278,9 +321,10 @@ impl HashTable {
     fn new(policy: &LbPolicy, hosts: &[Arc<Host>]) -> Self {
         match policy {
             LbPolicy::Maglev { table_size } => Self::Maglev(maglev(hosts, *table_size)),
-            LbPolicy::RingHash { minimum_ring_size, maximum_ring_size } => {
-                Self::Ring(ring(hosts, *minimum_ring_size, *maximum_ring_size))
-            }
+            LbPolicy::RingHash {
+                minimum_ring_size,
+                maximum_ring_size,
+            } => Self::Ring(ring(hosts, *minimum_ring_size, *maximum_ring_size)),
             _ => Self::Ring(Vec::new()),
         }
     }

@@ -64,7 +64,12 @@ impl OutlierDetector {
             let n = state.consecutive_local.fetch_add(1, Ordering::Relaxed) + 1;
             if reached(n, c.consecutive_local_origin_failure) {
                 state.consecutive_local.store(0, Ordering::Relaxed);
-                self.eject(hosts, host, c.enforcing_consecutive_local_origin_failure, random);
+                self.eject(
+                    hosts,
+                    host,
+                    c.enforcing_consecutive_local_origin_failure,
+                    random,
+                );
             }
             return;
         }
@@ -88,7 +93,8 @@ impl OutlierDetector {
             let n = state.consecutive_5xx.fetch_add(1, Ordering::Relaxed) + 1;
             if reached(n, c.consecutive_5xx) {
                 state.consecutive_5xx.store(0, Ordering::Relaxed);
-                self.detected_consecutive_5xx.fetch_add(1, Ordering::Relaxed);
+                self.detected_consecutive_5xx
+                    .fetch_add(1, Ordering::Relaxed);
                 self.eject(hosts, host, c.enforcing_consecutive_5xx, random);
             }
         } else if state.consecutive_5xx.load(Ordering::Relaxed) != 0 {
@@ -109,9 +115,12 @@ impl OutlierDetector {
             return;
         }
         host.outlier.times_ejected.fetch_add(1, Ordering::Relaxed);
-        host.outlier.ejected_at.store(self.now().max(1), Ordering::Relaxed);
+        host.outlier
+            .ejected_at
+            .store(self.now().max(1), Ordering::Relaxed);
         self.ejections_active.fetch_add(1, Ordering::Relaxed);
-        self.ejections_enforced_total.fetch_add(1, Ordering::Relaxed);
+        self.ejections_enforced_total
+            .fetch_add(1, Ordering::Relaxed);
         hosts.health_changed();
     }
 
@@ -136,7 +145,9 @@ impl OutlierDetector {
             let times = host.outlier.times_ejected.load(Ordering::Relaxed);
             if at == 0 {
                 if times > 0 {
-                    host.outlier.times_ejected.store(times - 1, Ordering::Relaxed);
+                    host.outlier
+                        .times_ejected
+                        .store(times - 1, Ordering::Relaxed);
                 }
             } else if now >= at + self.ejection_time(times) {
                 host.outlier.ejected_at.store(0, Ordering::Relaxed);
@@ -151,7 +162,8 @@ impl OutlierDetector {
 
     fn ejection_time(&self, times: u32) -> u64 {
         let base = millis(self.config.base_ejection_time);
-        base.saturating_mul(u64::from(times.max(1))).min(millis(self.config.max_ejection_time))
+        base.saturating_mul(u64::from(times.max(1)))
+            .min(millis(self.config.max_ejection_time))
     }
 }
 

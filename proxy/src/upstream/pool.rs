@@ -181,7 +181,10 @@ fn variant(options: &ConnectOptions<'_>) -> u64 {
     }
     let mut hasher = DefaultHasher::new();
     (tls.server_name, tls.alpn, tls.verify_dns_name).hash(&mut hasher);
-    options.original_src.map(|(a, m)| (a.ip(), m)).hash(&mut hasher);
+    options
+        .original_src
+        .map(|(a, m)| (a.ip(), m))
+        .hash(&mut hasher);
     hasher.finish()
 }
 
@@ -249,7 +252,10 @@ pub async fn acquire(
         }
     };
     if wanted == Wanted::Auto {
-        key.http2 = opened.tls.as_ref().is_some_and(|t| t.alpn.as_deref() == Some(b"h2"));
+        key.http2 = opened
+            .tls
+            .as_ref()
+            .is_some_and(|t| t.alpn.as_deref() == Some(b"h2"));
     }
     if key.http2 {
         return new_http2(worker, cluster, host, opened, key, guard).await;
@@ -273,7 +279,16 @@ pub async fn acquire(
 fn find(worker: &Worker, cluster: &Cluster, key: Key, wanted: Wanted) -> Option<Acquired> {
     if wanted == Wanted::Auto {
         let found = pooled(worker, cluster, Key { http2: true, ..key });
-        return found.or_else(|| pooled(worker, cluster, Key { http2: false, ..key }));
+        return found.or_else(|| {
+            pooled(
+                worker,
+                cluster,
+                Key {
+                    http2: false,
+                    ..key
+                },
+            )
+        });
     }
     pooled(worker, cluster, key)
 }
@@ -284,7 +299,9 @@ fn pooled(worker: &Worker, cluster: &Cluster, key: Key) -> Option<Acquired> {
         let limit = cluster.config.http2.max_concurrent_streams;
         let list = pools.shared.get_mut(&key)?;
         list.retain(|c| !c.retired.get());
-        let found = list.iter().find(|c| c.has_room(limit) && c.fresh(cluster))?;
+        let found = list
+            .iter()
+            .find(|c| c.has_room(limit) && c.fresh(cluster))?;
         found.active.set(found.active.get() + 1);
         let served = found.requests.get() + 1;
         found.requests.set(served);
@@ -293,7 +310,9 @@ fn pooled(worker: &Worker, cluster: &Cluster, key: Key) -> Option<Acquired> {
             cluster.stats().cx_max_requests.inc();
             found.retire();
         }
-        return Some(Acquired::H2(H2Lease { connection: Rc::clone(found) }));
+        return Some(Acquired::H2(H2Lease {
+            connection: Rc::clone(found),
+        }));
     }
     let list = pools.idle.get_mut(&key)?;
     while let Some(mut connection) = list.pop() {
@@ -309,19 +328,25 @@ impl H1Connection {
     /// Alive, not idle for too long, not too old. Asks the kernel only when the reactor saw something.
     fn is_usable(&self, cluster: &Cluster) -> bool {
         let config = &cluster.config;
-        let idle = config.idle_timeout.is_some_and(|t| self.idle_since.elapsed() >= t);
+        let idle = config
+            .idle_timeout
+            .is_some_and(|t| self.idle_since.elapsed() >= t);
         if idle {
             cluster.stats().cx_idle_timeout.inc();
         }
-        let old = config.max_connection_duration.is_some_and(|t| self.opened.elapsed() >= t);
+        let old = config
+            .max_connection_duration
+            .is_some_and(|t| self.opened.elapsed() >= t);
         !idle && !old && self.io.with_stream(|stream| is_quiet(stream))
     }
 }
 
 impl H2Connection {
     fn fresh(&self, cluster: &Cluster) -> bool {
-        let old =
-            cluster.config.max_connection_duration.is_some_and(|t| self.opened.elapsed() >= t);
+        let old = cluster
+            .config
+            .max_connection_duration
+            .is_some_and(|t| self.opened.elapsed() >= t);
         if old {
             self.retire();
         }
@@ -359,11 +384,12 @@ async fn new_http2(
         .max_concurrent_reset_streams(256)
         .enable_push(false)
         .handshake::<_, Bytes>(opened.stream);
-    let (send, connection) = match tokio::time::timeout(cluster.config.connect_timeout, handshake).await {
-        Ok(Ok(pair)) => pair,
-        Ok(Err(e)) => return Err(ConnectError::Failed(format!("http2 error: {e}"))),
-        Err(_) => return Err(ConnectError::Timeout),
-    };
+    let (send, connection) =
+        match tokio::time::timeout(cluster.config.connect_timeout, handshake).await {
+            Ok(Ok(pair)) => pair,
+            Ok(Err(e)) => return Err(ConnectError::Failed(format!("http2 error: {e}"))),
+            Err(_) => return Err(ConnectError::Timeout),
+        };
     cluster.stats().cx_http2_total.inc();
     let now = Instant::now();
     let shared = Rc::new(H2Connection {
@@ -389,7 +415,11 @@ async fn new_http2(
         }
     });
     let mut pools = worker.pools.borrow_mut();
-    pools.shared.entry(key).or_default().push(Rc::clone(&shared));
+    pools
+        .shared
+        .entry(key)
+        .or_default()
+        .push(Rc::clone(&shared));
     pools.start_sweeping(worker);
     Ok(Acquired::H2(H2Lease { connection: shared }))
 }
@@ -405,7 +435,11 @@ pub fn release(worker: &Rc<Worker>, cluster: &Cluster, mut connection: Box<H1Con
     let mut pools = worker.pools.borrow_mut();
     if !worn && connection.io.with_input(|i| i.is_empty()) {
         connection.idle_since = Instant::now();
-        pools.idle.entry(connection.key).or_default().push(connection);
+        pools
+            .idle
+            .entry(connection.key)
+            .or_default()
+            .push(connection);
         pools.start_sweeping(worker);
     }
     pools.returned.notify_waiters();

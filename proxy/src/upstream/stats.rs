@@ -126,7 +126,9 @@ impl ClusterStats {
             c.inc();
             return;
         }
-        let Some(registry) = self.registry.upgrade() else { return };
+        let Some(registry) = self.registry.upgrade() else {
+            return;
+        };
         let counter = registry.counter(&format!("{}upstream_rq_{code}", self.prefix));
         counter.inc();
         let mut codes = self.codes.write();

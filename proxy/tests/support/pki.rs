@@ -24,6 +24,7 @@ pub(crate) fn store() -> Arc<Store> {
         options: Options {
             node_id: "test".into(),
             reject_path_with_fragment: true,
+            zipkin: None,
             local_address: None,
             drain_time: Duration::from_millis(300),
         },

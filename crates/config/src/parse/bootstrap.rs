@@ -22,10 +22,29 @@ use super::wkt::{
     positive_duration, sorted, unregistered,
 };
 use super::{Cx, Result, TELEMETRY, UNSUPPORTED, ignore_set, refuse_set};
-use crate::bootstrap::{AdsConfig, Bootstrap, LogFormat, StatsConfig, StatsMatcher};
+use crate::bootstrap::{AdsConfig, Bootstrap, LogFormat, StatsConfig, StatsMatcher, Zipkin};
 use crate::listener::FilterChainTable;
 
 /// `Bootstrap`; `raw` are its bytes.
+/// The Zipkin provider of the bootstrap: connection managers without a provider of their own propagate its headers.
+fn zipkin(tracing: Option<&pb::envoy::config::trace::v3::Tracing>) -> Option<Zipkin> {
+    use pb::envoy::config::trace::v3::{ZipkinConfig, tracing::http::ConfigType};
+    let Some(ConfigType::TypedConfig(any)) = tracing?.http.as_ref()?.config_type.as_ref() else {
+        return None;
+    };
+    if !any
+        .type_url
+        .ends_with("/envoy.config.trace.v3.ZipkinConfig")
+    {
+        return None;
+    }
+    let config = <ZipkinConfig as Message>::decode(any.value.as_slice()).ok()?;
+    Some(Zipkin {
+        trace_id_128bit: config.trace_id_128bit,
+        shared_span_context: config.shared_span_context.is_none_or(|b| b.value),
+    })
+}
+
 #[allow(
     clippy::too_many_lines,
     reason = "one message with forty fields, taken apart in one place"
@@ -81,7 +100,8 @@ pub(super) fn bootstrap(cx: &mut Cx, value: api::Bootstrap, raw: &[u8]) -> Resul
     ignore_set!(cx, TELEMETRY; stats_sinks, deferred_stat_options, enable_dispatcher_stats,
         stats_server_version_override, perf_tracing_file_path, xds_config_tracker_extension,
         stats_flush, stats_eviction);
-    ignore_set!(cx, "spans are not exported"; tracing);
+    let zipkin = zipkin(tracing.as_ref());
+    ignore_set!(cx, "spans are not exported; B3 headers are written for Zipkin"; tracing);
     ignore_set!(cx, "tunes threads and memory of Envoy itself"; flags_path, watchdog, watchdogs,
         fatal_actions, inline_headers, grpc_async_client_manager_config, memory_allocator_manager,
         enable_worker_cpu_affinity, node_context_params);
@@ -119,6 +139,7 @@ pub(super) fn bootstrap(cx: &mut Cx, value: api::Bootstrap, raw: &[u8]) -> Resul
         node: Bytes::from(node.encode_to_vec()),
         node_id: node.id.into(),
         node_cluster: node.cluster.into(),
+        zipkin,
         clusters,
         listeners,
         secrets,

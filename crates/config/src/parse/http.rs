@@ -329,7 +329,20 @@ fn internal(
         unix_sockets,
         cidr_ranges,
     } = value;
-    let ranges = cx.each("cidr_ranges", cidr_ranges, |cx, c| cidr(cx, c))?;
+    let mut ranges = cx.each("cidr_ranges", cidr_ranges, |cx, c| cidr(cx, c))?;
+    if ranges.is_empty() {
+        // The message without ranges means private and loopback addresses (seen with Envoy 1.40); only its
+        // absence means nobody.
+        let private = [
+            "10.0.0.0/8",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "127.0.0.1/32",
+            "fd00::/8",
+            "::1/128",
+        ];
+        ranges = private.iter().filter_map(|net| net.parse().ok()).collect();
+    }
     Ok((ranges, unix_sockets))
 }
 

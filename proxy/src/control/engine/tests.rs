@@ -112,6 +112,7 @@ impl Harness {
             options: Options {
                 node_id: Arc::clone(&bootstrap.node_id),
                 reject_path_with_fragment: true,
+                zipkin: None,
                 local_address: None,
                 drain_time: Duration::from_secs(1),
             },

@@ -28,7 +28,9 @@ pub fn decode(policy: &CorsPolicy, headers: &Headers) -> Result<CorsState, Local
     };
     let allowed = policy.allow_origin.iter().any(|m| m.matches(origin));
     let preflight = headers.method() == b"OPTIONS"
-        && headers.get(b"access-control-request-method").is_some_and(|m| !m.is_empty());
+        && headers
+            .get(b"access-control-request-method")
+            .is_some_and(|m| !m.is_empty());
     if !preflight {
         let state = CorsState {
             origin: Some(origin.to_vec()),

@@ -51,20 +51,30 @@ pub fn decide(fault: &Fault, headers: &Headers, random: impl Fn() -> u64) -> Inj
     if !fault.headers.iter().all(|m| header_matches(m, headers)) {
         return Injection::default();
     }
-    let delay = fault.delay.filter(|(_, p)| hit(*p, random())).map(|(d, _)| d);
-    let abort = fault.abort.filter(|(_, p)| hit(*p, random())).map(|(a, _)| {
-        let reply = |status| {
-            LocalReply::new(status, "fault_filter_abort")
-                .body("fault filter abort")
-                .flag(Flag::FaultInjected)
-        };
-        match a {
-            FaultAbort::Http(status) => reply(status),
-            FaultAbort::Grpc(status) => {
-                let grpc = crate::http::local_reply::is_grpc(headers);
-                if grpc { reply(200).header("grpc-status", status.to_string()) } else { reply(200) }
+    let delay = fault
+        .delay
+        .filter(|(_, p)| hit(*p, random()))
+        .map(|(d, _)| d);
+    let abort = fault
+        .abort
+        .filter(|(_, p)| hit(*p, random()))
+        .map(|(a, _)| {
+            let reply = |status| {
+                LocalReply::new(status, "fault_filter_abort")
+                    .body("fault filter abort")
+                    .flag(Flag::FaultInjected)
+            };
+            match a {
+                FaultAbort::Http(status) => reply(status),
+                FaultAbort::Grpc(status) => {
+                    let grpc = crate::http::local_reply::is_grpc(headers);
+                    if grpc {
+                        reply(200).header("grpc-status", status.to_string())
+                    } else {
+                        reply(200)
+                    }
+                }
             }
-        }
-    });
+        });
     Injection { delay, abort }
 }

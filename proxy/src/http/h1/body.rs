@@ -92,8 +92,11 @@ impl Decoder {
                         return Ok(Step::NeedMore);
                     }
                     let n = left.min(buf.len() as u64);
-                    self.state =
-                        if left == n { State::Done } else { State::Length(left - n) };
+                    self.state = if left == n {
+                        State::Done
+                    } else {
+                        State::Length(left - n)
+                    };
                     return Ok(Step::Data(buf.split_to(n as usize).freeze()));
                 }
                 State::UntilClose => {
@@ -113,8 +116,11 @@ impl Decoder {
                         return Ok(Step::NeedMore);
                     }
                     let n = left.min(buf.len() as u64);
-                    self.state =
-                        if left == n { State::ChunkEnd } else { State::ChunkData(left - n) };
+                    self.state = if left == n {
+                        State::ChunkEnd
+                    } else {
+                        State::ChunkData(left - n)
+                    };
                     return Ok(Step::Data(buf.split_to(n as usize).freeze()));
                 }
                 State::ChunkEnd => match buf.as_ref() {
@@ -130,7 +136,9 @@ impl Decoder {
                     _ => return Err(HeadError::Codec),
                 },
                 State::Trailers => {
-                    let Some(trailers) = trailers(buf)? else { return Ok(Step::NeedMore) };
+                    let Some(trailers) = trailers(buf)? else {
+                        return Ok(Step::NeedMore);
+                    };
                     self.state = State::Done;
                     return Ok(Step::End(Some(trailers).filter(|t| !t.is_empty())));
                 }
@@ -142,7 +150,11 @@ impl Decoder {
 /// Reads a chunk-size line; `None` = incomplete.
 fn chunk_size(buf: &mut BytesMut) -> Result<Option<u64>, HeadError> {
     let Some(end) = memchr::memchr(b'\n', buf) else {
-        return if buf.len() > MAX_CHUNK_LINE { Err(HeadError::Codec) } else { Ok(None) };
+        return if buf.len() > MAX_CHUNK_LINE {
+            Err(HeadError::Codec)
+        } else {
+            Ok(None)
+        };
     };
     let line = &buf[..end];
     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -168,9 +180,21 @@ fn trailers(buf: &mut BytesMut) -> Result<Option<Headers>, HeadError> {
         }
     }
     let Some(end) = parse::find_end(buf, &mut 0) else {
-        return if buf.len() > 61_440 { Err(HeadError::TooLarge) } else { Ok(None) };
+        return if buf.len() > 61_440 {
+            Err(HeadError::TooLarge)
+        } else {
+            Ok(None)
+        };
     };
-    parse::trailers(buf, end, Limits { max_bytes: 61_440, max_headers: 100 }).map(Some)
+    parse::trailers(
+        buf,
+        end,
+        Limits {
+            max_bytes: 61_440,
+            max_headers: 100,
+        },
+    )
+    .map(Some)
 }
 
 #[cfg(test)]
@@ -197,20 +221,39 @@ mod tests {
     #[test]
     fn decodes_chunks_with_extensions_and_trailers() {
         let body = b"3;x=y\r\nabc\r\nA \r\n0123456789\r\n0\r\nt: v\r\n\r\n";
-        assert_eq!(decode_all(Framing::Chunked, body), Ok((b"abc0123456789".to_vec(), true)));
-        assert_eq!(decode_all(Framing::Chunked, b"0\r\n\r\n"), Ok((Vec::new(), true)));
+        assert_eq!(
+            decode_all(Framing::Chunked, body),
+            Ok((b"abc0123456789".to_vec(), true))
+        );
+        assert_eq!(
+            decode_all(Framing::Chunked, b"0\r\n\r\n"),
+            Ok((Vec::new(), true))
+        );
     }
 
     #[test]
     fn refuses_bad_chunks() {
-        for bad in [&b"x\r\n"[..], b"3\r\nabcd\r\n", b"\r\n", b"-1\r\n", b"0x3\r\n", b"fffffffffffffffff\r\n"] {
+        for bad in [
+            &b"x\r\n"[..],
+            b"3\r\nabcd\r\n",
+            b"\r\n",
+            b"-1\r\n",
+            b"0x3\r\n",
+            b"fffffffffffffffff\r\n",
+        ] {
             assert_eq!(decode_all(Framing::Chunked, bad), Err(HeadError::Codec));
         }
     }
 
     #[test]
     fn stops_at_the_content_length() {
-        assert_eq!(decode_all(Framing::Length(2), b"abc"), Ok((b"ab".to_vec(), true)));
-        assert_eq!(decode_all(Framing::Length(4), b"abc"), Ok((b"abc".to_vec(), false)));
+        assert_eq!(
+            decode_all(Framing::Length(2), b"abc"),
+            Ok((b"ab".to_vec(), true))
+        );
+        assert_eq!(
+            decode_all(Framing::Length(4), b"abc"),
+            Ok((b"abc".to_vec(), false))
+        );
     }
 }

@@ -28,7 +28,10 @@ pub struct H1Exchange {
 }
 
 /// Limits of a response head (Envoy's `max_response_headers_kb` default is 60 KiB, 100 lines).
-const LIMITS: Limits = Limits { max_bytes: 60 * 1024, max_headers: 100 };
+const LIMITS: Limits = Limits {
+    max_bytes: 60 * 1024,
+    max_headers: 100,
+};
 
 impl H1Exchange {
     /// Starts an exchange.
@@ -50,12 +53,22 @@ impl H1Exchange {
     ///
     /// # Errors
     /// The connection is gone.
-    pub async fn send_head(&self, headers: &Headers, end: bool, upgrade: bool) -> Result<(), Reset> {
+    pub async fn send_head(
+        &self,
+        headers: &Headers,
+        end: bool,
+        upgrade: bool,
+    ) -> Result<(), Reset> {
         let chunked = !end && !upgrade && !headers.contains(b"content-length");
         self.chunked.set(chunked);
         self.head_request.set(headers.method() == b"HEAD");
         self.request_done.set(end);
-        self.connection.io.with_output(|out| encode::request(out, headers, chunked));
+        // As Envoy does: a method that usually has a body says that it has none.
+        let bodiless = matches!(headers.method(), b"GET" | b"HEAD" | b"CONNECT");
+        let empty = end && !bodiless && !headers.contains(b"content-length");
+        self.connection
+            .io
+            .with_output(|out| encode::request(out, headers, chunked, empty));
         if end { self.flush().await } else { Ok(()) }
     }
 
@@ -67,7 +80,12 @@ impl H1Exchange {
         if self.connection.io.pending_output() == 0 {
             return Ok(());
         }
-        let result = self.connection.io.flush().await.map_err(|_| Reset::ConnectionTermination);
+        let result = self
+            .connection
+            .io
+            .flush()
+            .await
+            .map_err(|_| Reset::ConnectionTermination);
         self.request_sent.set(true);
         result
     }
@@ -90,7 +108,11 @@ impl H1Exchange {
             }
             out.len()
         });
-        if pending >= 16 * 1024 { self.flush().await } else { Ok(()) }
+        if pending >= 16 * 1024 {
+            self.flush().await
+        } else {
+            Ok(())
+        }
     }
 
     /// Ends the request body.
@@ -99,7 +121,9 @@ impl H1Exchange {
     /// The connection is gone.
     pub async fn finish(&self, trailers: Option<&Headers>) -> Result<(), Reset> {
         if self.chunked.get() {
-            self.connection.io.with_output(|out| encode::last_chunk(out, trailers));
+            self.connection
+                .io
+                .with_output(|out| encode::last_chunk(out, trailers));
         }
         self.request_done.set(true);
         self.flush().await
@@ -128,7 +152,11 @@ impl H1Exchange {
                     .with_input(|i| parse::response(i, end, LIMITS))
                     .map_err(|_| Reset::ProtocolError)?;
                 let status = response.headers.status();
-                let framing = if self.head_request.get() { Framing::None } else { response.framing };
+                let framing = if self.head_request.get() {
+                    Framing::None
+                } else {
+                    response.framing
+                };
                 if status == 101 {
                     *self.decoder.borrow_mut() = Decoder::new(Framing::UntilClose);
                     self.reusable.set(false);

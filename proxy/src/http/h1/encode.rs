@@ -101,8 +101,8 @@ pub fn response(out: &mut Vec<u8>, headers: &Headers, http10: bool, close: bool,
     out.extend_from_slice(b"\r\n");
 }
 
-/// A request head; `:authority` becomes the first line `host`.
-pub fn request(out: &mut Vec<u8>, headers: &Headers, chunked: bool) {
+/// A request head; `:authority` becomes the first line `host`. `chunked` and `empty` add their framing line.
+pub fn request(out: &mut Vec<u8>, headers: &Headers, chunked: bool, empty: bool) {
     out.extend_from_slice(headers.method());
     out.push(b' ');
     if headers.has_path() {
@@ -116,6 +116,9 @@ pub fn request(out: &mut Vec<u8>, headers: &Headers, chunked: bool) {
     lines(out, headers);
     if chunked {
         out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    }
+    if empty {
+        out.extend_from_slice(b"content-length: 0\r\n");
     }
     out.extend_from_slice(b"\r\n");
 }

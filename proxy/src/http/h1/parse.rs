@@ -3,8 +3,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::http::headers::{Headers, Text};
 use crate::http::h1::body::Framing;
+use crate::http::headers::{Headers, Text};
 
 /// Limits of a head.
 #[derive(Debug, Clone, Copy)]
@@ -96,8 +96,20 @@ const fn token_table() -> [bool; 256] {
         table[i] = c.is_ascii_alphanumeric()
             || matches!(
                 c,
-                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`'
-                    | b'|' | b'~'
+                b'!' | b'#'
+                    | b'$'
+                    | b'%'
+                    | b'&'
+                    | b'\''
+                    | b'*'
+                    | b'+'
+                    | b'-'
+                    | b'.'
+                    | b'^'
+                    | b'_'
+                    | b'`'
+                    | b'|'
+                    | b'~'
             );
         i += 1;
     }
@@ -178,7 +190,11 @@ impl Lines<'_> {
             self.at = saved;
             return self.next();
         }
-        let end = if end > start && self.buf[end - 1] == b'\r' { end - 1 } else { end };
+        let end = if end > start && self.buf[end - 1] == b'\r' {
+            end - 1
+        } else {
+            end
+        };
         Some((start, end))
     }
 }
@@ -199,7 +215,9 @@ struct Facts {
 }
 
 fn contains_token(value: &[u8], token: &[u8]) -> bool {
-    value.split(|c| *c == b',').any(|t| trim(t).eq_ignore_ascii_case(token))
+    value
+        .split(|c| *c == b',')
+        .any(|t| trim(t).eq_ignore_ascii_case(token))
 }
 
 fn parse_length(value: &[u8]) -> Option<u64> {
@@ -236,7 +254,8 @@ fn parse_lines(
         if !is_value(value) {
             return Err(HeadError::InvalidCharacters);
         }
-        let value_start = start + colon + 1 + (value.as_ptr() as usize - rest[1..].as_ptr() as usize);
+        let value_start =
+            start + colon + 1 + (value.as_ptr() as usize - rest[1..].as_ptr() as usize);
         let value_text = Text::head(value_start, value.len());
         if request && name.contains(&b'_') {
             facts.underscore = true;
@@ -312,16 +331,30 @@ impl Facts {
 pub fn request(buf: &mut BytesMut, end: usize, limits: Limits) -> Result<Request, HeadError> {
     let mut head = buf.split_to(end);
     let mut headers = Headers::with_head(Bytes::new(), 24);
-    let mut lines = Lines { buf: &mut head, at: 0 };
+    let mut lines = Lines {
+        buf: &mut head,
+        at: 0,
+    };
     let (start, stop) = lines.next().ok_or(HeadError::Codec)?;
     let line = &lines.buf[start..stop];
     let first = memchr::memchr(b' ', line).ok_or(HeadError::Codec)?;
-    let last = memchr::memrchr(b' ', line).filter(|l| *l > first).ok_or(HeadError::Codec)?;
+    let last = memchr::memrchr(b' ', line)
+        .filter(|l| *l > first)
+        .ok_or(HeadError::Codec)?;
     let (method, target, version) = (&line[..first], &line[first + 1..last], &line[last + 1..]);
     if !is_token(method) {
         return Err(HeadError::Codec);
     }
-    let [b'H', b'T', b'T', b'P', b'/', major @ b'0'..=b'9', b'.', minor @ b'0'..=b'9'] = version
+    let [
+        b'H',
+        b'T',
+        b'T',
+        b'P',
+        b'/',
+        major @ b'0'..=b'9',
+        b'.',
+        minor @ b'0'..=b'9',
+    ] = version
     else {
         return Err(HeadError::Codec);
     };
@@ -383,7 +416,10 @@ fn absolute_form(target: &[u8]) -> Option<(Vec<u8>, Vec<u8>, Vec<u8>)> {
         return None;
     }
     let rest = &target[at + 3..];
-    let end = rest.iter().position(|c| matches!(c, b'/' | b'?' | b'#')).unwrap_or(rest.len());
+    let end = rest
+        .iter()
+        .position(|c| matches!(c, b'/' | b'?' | b'#'))
+        .unwrap_or(rest.len());
     let mut path = rest[end..].to_vec();
     if path.first() != Some(&b'/') {
         path.insert(0, b'/');
@@ -398,10 +434,23 @@ fn absolute_form(target: &[u8]) -> Option<(Vec<u8>, Vec<u8>, Vec<u8>)> {
 pub fn response(buf: &mut BytesMut, end: usize, limits: Limits) -> Result<Response, HeadError> {
     let mut head = buf.split_to(end);
     let mut headers = Headers::with_head(Bytes::new(), 24);
-    let mut lines = Lines { buf: &mut head, at: 0 };
+    let mut lines = Lines {
+        buf: &mut head,
+        at: 0,
+    };
     let (start, stop) = lines.next().ok_or(HeadError::Codec)?;
-    let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ b'0'..=b'9', b' ', rest @ ..] =
-        &lines.buf[start..stop]
+    let [
+        b'H',
+        b'T',
+        b'T',
+        b'P',
+        b'/',
+        b'1',
+        b'.',
+        minor @ b'0'..=b'9',
+        b' ',
+        rest @ ..,
+    ] = &lines.buf[start..stop]
     else {
         return Err(HeadError::Codec);
     };
@@ -412,8 +461,7 @@ pub fn response(buf: &mut BytesMut, end: usize, limits: Limits) -> Result<Respon
     if !matches!(tail.first(), None | Some(b' ')) {
         return Err(HeadError::Codec);
     }
-    let status =
-        u16::from(a - b'0') * 100 + u16::from(b - b'0') * 10 + u16::from(c - b'0');
+    let status = u16::from(a - b'0') * 100 + u16::from(b - b'0') * 10 + u16::from(c - b'0');
     headers.set_status(status);
     let facts = parse_lines(&mut lines, &mut headers, limits, false)?;
     headers.attach_head(head.freeze());
@@ -427,7 +475,11 @@ pub fn response(buf: &mut BytesMut, end: usize, limits: Limits) -> Result<Respon
         (false, None) => Framing::UntilClose,
     };
     let close = facts.connection_close || (old && !facts.connection_keep_alive);
-    Ok(Response { headers, framing, close })
+    Ok(Response {
+        headers,
+        framing,
+        close,
+    })
 }
 
 /// Parses `buf[..end]` as a trailer section and takes those bytes out of `buf`.
@@ -437,7 +489,10 @@ pub fn response(buf: &mut BytesMut, end: usize, limits: Limits) -> Result<Respon
 pub fn trailers(buf: &mut BytesMut, end: usize, limits: Limits) -> Result<Headers, HeadError> {
     let mut section = buf.split_to(end);
     let mut headers = Headers::with_head(Bytes::new(), 4);
-    let mut lines = Lines { buf: &mut section, at: 0 };
+    let mut lines = Lines {
+        buf: &mut section,
+        at: 0,
+    };
     parse_lines(&mut lines, &mut headers, limits, false)?;
     headers.attach_head(section.freeze());
     Ok(headers)
@@ -447,7 +502,10 @@ pub fn trailers(buf: &mut BytesMut, end: usize, limits: Limits) -> Result<Header
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { max_bytes: 61440, max_headers: 100 };
+    const LIMITS: Limits = Limits {
+        max_bytes: 61440,
+        max_headers: 100,
+    };
 
     fn parse(text: &[u8]) -> Result<Request, HeadError> {
         let mut buf = BytesMut::from(text);
@@ -458,7 +516,8 @@ mod tests {
 
     #[test]
     fn parses_a_plain_request() {
-        let r = parse(b"GET /a?b=c HTTP/1.1\r\nHost: X\r\nUser-Agent:  curl \r\n\r\n").expect("valid");
+        let r =
+            parse(b"GET /a?b=c HTTP/1.1\r\nHost: X\r\nUser-Agent:  curl \r\n\r\n").expect("valid");
         assert_eq!(r.headers.method(), b"GET");
         assert_eq!(r.headers.path(), b"/a?b=c");
         assert_eq!(r.headers.authority(), b"X");
@@ -469,7 +528,8 @@ mod tests {
 
     #[test]
     fn unfolds_with_one_blank_also_twice() {
-        let r = parse(b"GET / HTTP/1.1\r\nhost: x\r\na: b\r\n   c\r\n\td\r\ne: f\r\n\r\n").expect("valid");
+        let r = parse(b"GET / HTTP/1.1\r\nhost: x\r\na: b\r\n   c\r\n\td\r\ne: f\r\n\r\n")
+            .expect("valid");
         assert_eq!(r.headers.get(b"a"), Some(&b"b c d"[..]));
         assert_eq!(r.headers.get(b"e"), Some(&b"f"[..]));
     }
@@ -480,27 +540,53 @@ mod tests {
             (b"G@T / HTTP/1.1\r\n\r\n", HeadError::Codec),
             (b"hello world\r\n\r\n", HeadError::Codec),
             (b"GET / HTTP/1.1\r\nna me: x\r\n\r\n", HeadError::Codec),
-            (b"GET / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", HeadError::Codec),
-            (b"GET / HTTP/1.1\r\ncontent-length: x\r\n\r\n", HeadError::Codec),
-            (b"GET / HTTP/1.1\r\ncontent-length: +1\r\n\r\n", HeadError::Codec),
-            (b"GET / HTTP/1.1\r\na: \x01\r\n\r\n", HeadError::InvalidCharacters),
+            (
+                b"GET / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+                HeadError::Codec,
+            ),
+            (
+                b"GET / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+                HeadError::Codec,
+            ),
+            (
+                b"GET / HTTP/1.1\r\ncontent-length: +1\r\n\r\n",
+                HeadError::Codec,
+            ),
+            (
+                b"GET / HTTP/1.1\r\na: \x01\r\n\r\n",
+                HeadError::InvalidCharacters,
+            ),
             (b"GET /\x00 HTTP/1.1\r\n\r\n", HeadError::InvalidCharacters),
             (
                 b"GET / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
                 HeadError::LengthAndChunked,
             ),
-            (b"GET / HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n", HeadError::TransferEncoding),
-            (b"GET / HTTP/1.1\r\ntransfer-encoding: xchunked\r\n\r\n", HeadError::TransferEncoding),
+            (
+                b"GET / HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n",
+                HeadError::TransferEncoding,
+            ),
+            (
+                b"GET / HTTP/1.1\r\ntransfer-encoding: xchunked\r\n\r\n",
+                HeadError::TransferEncoding,
+            ),
         ];
         for (text, error) in table {
-            assert_eq!(parse(text).map(|_| ()), Err(*error), "{}", text.escape_ascii());
+            assert_eq!(
+                parse(text).map(|_| ()),
+                Err(*error),
+                "{}",
+                text.escape_ascii()
+            );
         }
     }
 
     #[test]
     fn takes_the_authority_of_an_absolute_target_and_joins_two_hosts() {
         let r = parse(b"GET http://a.b/c HTTP/1.1\r\nhost: x\r\n\r\n").expect("valid");
-        assert_eq!((r.headers.authority(), r.headers.path()), (&b"a.b"[..], &b"/c"[..]));
+        assert_eq!(
+            (r.headers.authority(), r.headers.path()),
+            (&b"a.b"[..], &b"/c"[..])
+        );
         let r = parse(b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n").expect("valid");
         assert_eq!(r.headers.authority(), b"a,b");
     }
@@ -514,15 +600,24 @@ mod tests {
     #[test]
     fn response_framing_follows_the_head() {
         let table: &[(&[u8], Framing)] = &[
-            (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n", Framing::Length(3)),
+            (
+                b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n",
+                Framing::Length(3),
+            ),
             (b"HTTP/1.1 200 OK\r\n\r\n", Framing::UntilClose),
             (b"HTTP/1.1 204 No Content\r\n\r\n", Framing::None),
-            (b"HTTP/1.1 200\r\ntransfer-encoding: Chunked\r\n\r\n", Framing::Chunked),
+            (
+                b"HTTP/1.1 200\r\ntransfer-encoding: Chunked\r\n\r\n",
+                Framing::Chunked,
+            ),
         ];
         for (text, framing) in table {
             let mut buf = BytesMut::from(*text);
             let end = find_end(&buf, &mut 0).expect("complete");
-            assert_eq!(response(&mut buf, end, LIMITS).expect("valid").framing, *framing);
+            assert_eq!(
+                response(&mut buf, end, LIMITS).expect("valid").framing,
+                *framing
+            );
         }
     }
 }

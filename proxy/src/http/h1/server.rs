@@ -27,6 +27,7 @@ pub struct H1Server {
     head_request: Cell<bool>,
     chunked: Cell<bool>,
     close: Cell<bool>,
+    delayed: Cell<bool>,
     response_started: Cell<bool>,
     response_done: Cell<bool>,
     aborted: Cell<bool>,
@@ -54,6 +55,7 @@ impl H1Server {
             head_request: Cell::new(false),
             chunked: Cell::new(false),
             close: Cell::new(false),
+            delayed: Cell::new(false),
             response_started: Cell::new(false),
             response_done: Cell::new(false),
             aborted: Cell::new(false),
@@ -72,7 +74,11 @@ impl H1Server {
     ///
     /// # Errors
     /// See [`NoRequest`].
-    pub async fn read_head(&self, limits: Limits, started: &Cell<bool>) -> Result<Request, NoRequest> {
+    pub async fn read_head(
+        &self,
+        limits: Limits,
+        started: &Cell<bool>,
+    ) -> Result<Request, NoRequest> {
         let mut searched = 0;
         loop {
             let end = self.io.with_input(|input| {
@@ -139,21 +145,22 @@ impl H1Server {
         self.aborted.get()
     }
 
-    /// Half-closes and gives the client time to read the answer before the socket is closed: closing with
-    /// unread input would reset the connection and lose the answer.
-    pub async fn linger(&self, delay: Option<Duration>) {
-        self.io.shutdown().await;
-        let Some(delay) = delay else { return };
-        let drain = async {
-            loop {
-                self.io.with_input(BytesMut::clear);
-                if !matches!(self.io.fill().await, Ok(n) if n > 0) {
-                    break;
+    /// Ends the connection. After an answer the client did not ask to be the last one, it is given `delay` to
+    /// read it: closing with unread input would reset the connection and lose the answer.
+    pub async fn end(&self, delay: Option<Duration>) {
+        if let Some(delay) = delay.filter(|_| self.delayed.get()) {
+            let drain = async {
+                loop {
+                    self.io.with_input(BytesMut::clear);
+                    if !matches!(self.io.fill().await, Ok(n) if n > 0) {
+                        break;
+                    }
                 }
-            }
-        };
-        // Either the client closed or the time is over; both end the connection.
-        let _ = tokio::time::timeout(delay, drain).await;
+            };
+            // Either the client closed or the time is over; both end the connection.
+            let _ = tokio::time::timeout(delay, drain).await;
+        }
+        self.io.shutdown().await;
     }
 }
 
@@ -205,7 +212,8 @@ impl Downstream for H1Server {
         if self.http10.get() {
             return Ok(());
         }
-        self.io.with_output(|out| encode::response(out, headers, false, false, false));
+        self.io
+            .with_output(|out| encode::response(out, headers, false, false, false));
         self.io.flush().await
     }
 
@@ -224,7 +232,8 @@ impl Downstream for H1Server {
         self.chunked.set(chunked && !self.head_request.get());
         self.response_started.set(true);
         let close = self.close.get() && !self.tunnel.get();
-        self.io.with_output(|out| encode::response(out, headers, http10, close, chunked));
+        self.io
+            .with_output(|out| encode::response(out, headers, http10, close, chunked));
         if end {
             self.response_done.set(true);
             return self.io.flush().await;
@@ -246,7 +255,11 @@ impl Downstream for H1Server {
             }
             out.len()
         });
-        if pending >= 16 * 1024 { self.io.flush().await } else { Ok(()) }
+        if pending >= 16 * 1024 {
+            self.io.flush().await
+        } else {
+            Ok(())
+        }
     }
 
     async fn finish(&self, trailers: Option<&Headers>) -> io::Result<()> {
@@ -270,8 +283,9 @@ impl Downstream for H1Server {
         self.close.set(true);
     }
 
-    fn close_after(&self) {
+    fn close_after(&self, delayed: bool) {
         self.close.set(true);
+        self.delayed.set(self.delayed.get() || delayed);
     }
 
     fn start_tunnel(&self) {

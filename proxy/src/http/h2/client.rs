@@ -81,7 +81,9 @@ impl H2Exchange {
         while !data.is_empty() {
             let room = poll_fn(|cx| {
                 let mut send = self.send.borrow_mut();
-                let Some(send) = send.as_mut() else { return std::task::Poll::Ready(None) };
+                let Some(send) = send.as_mut() else {
+                    return std::task::Poll::Ready(None);
+                };
                 send.reserve_capacity(data.len());
                 send.poll_capacity(cx)
             })
@@ -179,7 +181,9 @@ impl H2Exchange {
     ) -> std::task::Poll<Result<BodyFrame, Reset>> {
         use std::task::Poll;
         let mut body = self.body.borrow_mut();
-        let Some(body) = body.as_mut() else { return Poll::Ready(Ok(BodyFrame::End(None))) };
+        let Some(body) = body.as_mut() else {
+            return Poll::Ready(Ok(BodyFrame::End(None)));
+        };
         match body.poll_data(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(data))) => {

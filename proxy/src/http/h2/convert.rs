@@ -33,7 +33,10 @@ pub fn from_map(map: &HeaderMap) -> Headers {
         let at = area.len();
         area.put_slice(name);
         area.put_slice(value.as_bytes());
-        headers.push_head(Text::head(at, name.len()), Text::head(at + name.len(), value.len()));
+        headers.push_head(
+            Text::head(at, name.len()),
+            Text::head(at + name.len(), value.len()),
+        );
     }
     headers.attach_head(area.freeze());
     if !cookies.is_empty() {
@@ -54,8 +57,16 @@ pub fn from_request(parts: &http::request::Parts) -> Headers {
     if let Some(scheme) = parts.uri.scheme_str() {
         headers.set_scheme(scheme.as_bytes());
     }
-    let host = parts.headers.get(http::header::HOST).map(HeaderValue::as_bytes);
-    if let Some(authority) = parts.uri.authority().map(|a| a.as_str().as_bytes()).or(host) {
+    let host = parts
+        .headers
+        .get(http::header::HOST)
+        .map(HeaderValue::as_bytes);
+    if let Some(authority) = parts
+        .uri
+        .authority()
+        .map(|a| a.as_str().as_bytes())
+        .or(host)
+    {
         headers.set_authority(authority);
     }
     headers
@@ -69,7 +80,9 @@ pub fn to_map(headers: &Headers) -> HeaderMap {
         if is_connection_specific(name) || (name == b"te" && value != b"trailers") {
             continue;
         }
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))
+        {
             map.append(name, value);
         }
     }
@@ -94,7 +107,11 @@ pub fn to_response(headers: &Headers) -> Result<http::Response<()>, http::Error>
 pub fn to_request(headers: &Headers) -> Result<http::Request<()>, http::Error> {
     let mut uri = Uri::builder();
     if headers.has_path() {
-        let scheme = if headers.scheme().is_empty() { b"http" } else { headers.scheme() };
+        let scheme = if headers.scheme().is_empty() {
+            b"http"
+        } else {
+            headers.scheme()
+        };
         uri = uri.scheme(scheme).path_and_query(headers.path());
     }
     if headers.has_authority() {

@@ -53,7 +53,11 @@ fn downstream_error(e: &h2::Error) -> DownstreamError {
 }
 
 fn io_error(e: h2::Error) -> io::Error {
-    if e.is_io() { io::ErrorKind::ConnectionReset.into() } else { io::Error::other(e) }
+    if e.is_io() {
+        io::ErrorKind::ConnectionReset.into()
+    } else {
+        io::Error::other(e)
+    }
 }
 
 impl Downstream for H2Stream {
@@ -62,7 +66,11 @@ impl Downstream for H2Stream {
         match data {
             Some(Ok(data)) => {
                 // The bytes go straight on: the window opens again at once.
-                let _ = self.body.borrow_mut().flow_control().release_capacity(data.len());
+                let _ = self
+                    .body
+                    .borrow_mut()
+                    .flow_control()
+                    .release_capacity(data.len());
                 Ok(BodyFrame::Data(data))
             }
             Some(Err(e)) => Err(downstream_error(&e)),
@@ -96,7 +104,11 @@ impl Downstream for H2Stream {
 
     async fn send_head(&self, headers: &mut Headers, end: bool) -> io::Result<()> {
         let response = convert::to_response(headers).map_err(io::Error::other)?;
-        let send = self.respond.borrow_mut().send_response(response, end).map_err(io_error)?;
+        let send = self
+            .respond
+            .borrow_mut()
+            .send_response(response, end)
+            .map_err(io_error)?;
         self.done.set(end);
         if !end {
             *self.send.borrow_mut() = Some(send);
@@ -108,7 +120,9 @@ impl Downstream for H2Stream {
         while !data.is_empty() {
             let room = poll_fn(|cx| {
                 let mut send = self.send.borrow_mut();
-                let Some(send) = send.as_mut() else { return Poll::Ready(None) };
+                let Some(send) = send.as_mut() else {
+                    return Poll::Ready(None);
+                };
                 send.reserve_capacity(data.len());
                 send.poll_capacity(cx)
             })
@@ -130,7 +144,9 @@ impl Downstream for H2Stream {
     async fn finish(&self, trailers: Option<&Headers>) -> io::Result<()> {
         self.done.set(true);
         let mut send = self.send.borrow_mut();
-        let Some(send) = send.as_mut() else { return Ok(()) };
+        let Some(send) = send.as_mut() else {
+            return Ok(());
+        };
         match trailers {
             Some(trailers) => send.send_trailers(convert::to_map(trailers)),
             None => send.send_data(Bytes::new(), true),
@@ -152,7 +168,7 @@ impl Downstream for H2Stream {
         }
     }
 
-    fn close_after(&self) {}
+    fn close_after(&self, _: bool) {}
 
     fn start_tunnel(&self) {}
 
