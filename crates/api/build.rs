@@ -8,14 +8,17 @@ use std::process::Command;
 use std::{env, fs};
 
 use prost_types::field_descriptor_proto::{Label, Type};
-use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto};
+use prost_types::{
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto,
+};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Field flags, shared with `src/table.rs`.
+/// Field flags, shared with `src/table.rs`. The bits above are the number of the oneof, counted from 1.
 const REPEATED: u8 = 1;
 const PRESENCE: u8 = 2;
 const SENSITIVE: u8 = 4;
+const ONEOF_SHIFT: u8 = 3;
 const MAP_ENTRY: u32 = 1;
 
 struct Field {
@@ -49,7 +52,7 @@ fn main() -> Result<()> {
         let source = fs::read_to_string(file)?;
         let parsed = protox_parse::parse(&file.to_string_lossy(), &source)
             .map_err(|e| format!("{}: {e}", file.display()))?;
-        add_file(&mut symbols, &parsed);
+        add_file(&mut symbols, &parsed)?;
     }
     resolve(&mut symbols)?;
     let out = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
@@ -60,7 +63,13 @@ fn main() -> Result<()> {
 /// The `proto` folder of the `envoy-types` package, as cargo resolved it.
 fn envoy_protos() -> Result<PathBuf> {
     let output = Command::new(env::var("CARGO")?)
-        .args(["metadata", "--format-version", "1", "--offline", "--filter-platform"])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--offline",
+            "--filter-platform",
+        ])
         // Packages of other platforms may not have been downloaded.
         .arg(env::var("TARGET")?)
         .output()?;
@@ -75,7 +84,10 @@ fn envoy_protos() -> Result<PathBuf> {
         .find(|p| p["name"] == "envoy-types")
         .and_then(|p| p["manifest_path"].as_str())
         .ok_or("envoy-types is not among the dependencies")?;
-    Ok(Path::new(manifest).parent().ok_or("manifest without folder")?.join("proto"))
+    Ok(Path::new(manifest)
+        .parent()
+        .ok_or("manifest without folder")?
+        .join("proto"))
 }
 
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
@@ -90,40 +102,54 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-fn add_file(symbols: &mut Symbols, file: &FileDescriptorProto) {
+fn add_file(symbols: &mut Symbols, file: &FileDescriptorProto) -> Result<()> {
     let scope = file.package();
     for message in &file.message_type {
-        add_message(symbols, scope, message);
+        add_message(symbols, scope, message)?;
     }
     for e in &file.enum_type {
         add_enum(symbols, scope, e);
     }
+    Ok(())
 }
 
 fn join(scope: &str, name: &str) -> String {
-    if scope.is_empty() { name.to_owned() } else { format!("{scope}.{name}") }
+    if scope.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{scope}.{name}")
+    }
 }
 
 fn add_enum(symbols: &mut Symbols, scope: &str, e: &EnumDescriptorProto) {
-    let values = e.value.iter().map(|v| (v.number(), v.name().to_owned())).collect();
+    let values = e
+        .value
+        .iter()
+        .map(|v| (v.number(), v.name().to_owned()))
+        .collect();
     symbols.enums.insert(join(scope, e.name()), values);
 }
 
-fn add_message(symbols: &mut Symbols, scope: &str, message: &DescriptorProto) {
+fn add_message(symbols: &mut Symbols, scope: &str, message: &DescriptorProto) -> Result<()> {
     let name = join(scope, message.name());
     for nested in &message.nested_type {
-        add_message(symbols, &name, nested);
+        add_message(symbols, &name, nested)?;
     }
     for e in &message.enum_type {
         add_enum(symbols, &name, e);
     }
-    let mut fields: Vec<_> = message.field.iter().map(field).collect();
+    let mut fields = message
+        .field
+        .iter()
+        .map(field)
+        .collect::<Result<Vec<_>>>()?;
     fields.sort_by_key(|f| f.number);
     let map_entry = message.options.as_ref().is_some_and(|o| o.map_entry());
     symbols.messages.insert(name, Message { fields, map_entry });
+    Ok(())
 }
 
-fn field(f: &FieldDescriptorProto) -> Field {
+fn field(f: &FieldDescriptorProto) -> Result<Field> {
     let mut flags = 0;
     if f.label() == Label::Repeated {
         flags |= REPEATED;
@@ -131,21 +157,36 @@ fn field(f: &FieldDescriptorProto) -> Field {
     if f.oneof_index.is_some() || f.proto3_optional() {
         flags |= PRESENCE;
     }
-    let sensitive = f.options.iter().flat_map(|o| &o.uninterpreted_option).any(|o| {
-        o.name.iter().any(|part| part.name_part.ends_with("udpa.annotations.sensitive"))
-    });
+    if !f.proto3_optional()
+        && let Some(index) = f.oneof_index
+    {
+        let number = u8::try_from(index + 1)?;
+        if number > u8::MAX >> ONEOF_SHIFT {
+            return Err(format!("{}: too many oneofs for the table", f.name()).into());
+        }
+        flags |= number << ONEOF_SHIFT;
+    }
+    let sensitive = f
+        .options
+        .iter()
+        .flat_map(|o| &o.uninterpreted_option)
+        .any(|o| {
+            o.name
+                .iter()
+                .any(|part| part.name_part.ends_with("udpa.annotations.sensitive"))
+        });
     if sensitive {
         flags |= SENSITIVE;
     }
     // The parser leaves the type of named types open: message or enum is decided when names are resolved.
     let kind = f.r#type.unwrap_or(0) as u8;
-    Field {
+    Ok(Field {
         number: f.number() as u32,
         name: f.name().to_owned(),
         kind,
         flags,
         type_name: f.type_name().to_owned(),
-    }
+    })
 }
 
 /// Replaces relative type names by full ones: the innermost scope in which the whole name exists.
@@ -158,7 +199,11 @@ fn resolve(symbols: &mut Symbols) -> Result<()> {
             }
             let full = find(symbols, message, &f.type_name)
                 .ok_or_else(|| format!("{message}.{}: unknown type {}", f.name, f.type_name))?;
-            let kind = if symbols.enums.contains_key(&full) { Type::Enum } else { Type::Message };
+            let kind = if symbols.enums.contains_key(&full) {
+                Type::Enum
+            } else {
+                Type::Message
+            };
             resolved.push((message.clone(), i, full, kind as u8));
         }
     }
@@ -215,10 +260,15 @@ impl Strings {
 /// Layout: five counts, then messages (16 bytes), fields (16), enums (12), enum values (12), strings.
 fn encode(symbols: &Symbols) -> Result<Vec<u8>> {
     let mut strings = Strings::default();
-    let index = |map: &dyn Fn(&str) -> Option<usize>, name: &str| map(name).unwrap_or(usize::MAX) as u32;
+    let index =
+        |map: &dyn Fn(&str) -> Option<usize>, name: &str| map(name).unwrap_or(usize::MAX) as u32;
     let message_names: Vec<&String> = symbols.messages.keys().collect();
     let enum_names: Vec<&String> = symbols.enums.keys().collect();
-    let message_index = |name: &str| message_names.binary_search_by(|n| n.as_str().cmp(name)).ok();
+    let message_index = |name: &str| {
+        message_names
+            .binary_search_by(|n| n.as_str().cmp(name))
+            .ok()
+    };
     let enum_index = |name: &str| enum_names.binary_search_by(|n| n.as_str().cmp(name)).ok();
     let (mut messages, mut fields, mut enums, mut values) = (vec![], vec![], vec![], vec![]);
     let mut field_count = 0_u32;
@@ -258,7 +308,12 @@ fn encode(symbols: &Symbols) -> Result<Vec<u8>> {
         }
     }
     let mut out = Vec::new();
-    for count in [message_names.len() as u32, field_count, enum_names.len() as u32, value_count] {
+    for count in [
+        message_names.len() as u32,
+        field_count,
+        enum_names.len() as u32,
+        value_count,
+    ] {
         out.extend(count.to_le_bytes());
     }
     out.extend((strings.bytes.len() as u32).to_le_bytes());
@@ -271,9 +326,24 @@ fn encode(symbols: &Symbols) -> Result<Vec<u8>> {
 /// Number of a well-known type, shared with `src/table.rs`; 0 = none.
 fn well_known(name: &str) -> u8 {
     const NAMES: [&str; 18] = [
-        "Any", "Duration", "Timestamp", "Struct", "Value", "ListValue", "BoolValue", "Int32Value",
-        "Int64Value", "UInt32Value", "UInt64Value", "FloatValue", "DoubleValue", "StringValue",
-        "BytesValue", "FieldMask", "Empty", "NullValue",
+        "Any",
+        "Duration",
+        "Timestamp",
+        "Struct",
+        "Value",
+        "ListValue",
+        "BoolValue",
+        "Int32Value",
+        "Int64Value",
+        "UInt32Value",
+        "UInt64Value",
+        "FloatValue",
+        "DoubleValue",
+        "StringValue",
+        "BytesValue",
+        "FieldMask",
+        "Empty",
+        "NullValue",
     ];
     name.strip_prefix("google.protobuf.")
         .and_then(|n| NAMES.iter().position(|k| *k == n))

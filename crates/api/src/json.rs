@@ -3,13 +3,16 @@
 
 mod decode;
 mod encode;
+mod redact;
 mod wire;
+
+use std::fmt::Write as _;
 
 use serde_json::Value;
 
 use crate::table::{Message, WellKnown};
 
-/// How deep messages may nest.
+/// How deep messages, `Any`s and JSON values may nest.
 const MAX_DEPTH: usize = 100;
 
 /// Why a document or message could not be converted.
@@ -41,7 +44,8 @@ pub struct Encoded {
 /// Options of [`decode`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DecodeOptions {
-    /// Replace fields that Envoy marks as sensitive by `[redacted]`.
+    /// Replace what Envoy marks as sensitive: texts and bytes below such a field become `[redacted]` (base64 of it for
+    /// bytes), numbers, booleans and enums disappear or become 0. Holds inside `Any` and `TypedStruct` too.
     pub redact: bool,
 }
 
@@ -54,10 +58,16 @@ pub fn encode(
     value: &Value,
     options: &EncodeOptions,
 ) -> Result<Encoded, JsonError> {
-    let mut encoder = encode::Encoder { options: *options, unknown: Vec::new() };
+    let mut encoder = encode::Encoder {
+        options: *options,
+        unknown: Vec::new(),
+    };
     let mut path = wire::Path::default();
     let bytes = encoder.any_type(type_name, value, &mut path)?;
-    Ok(Encoded { bytes, unknown_fields: encoder.unknown })
+    Ok(Encoded {
+        bytes,
+        unknown_fields: encoder.unknown,
+    })
 }
 
 /// JSON of wire bytes of the message `type_name`. Fields that are not in the table are skipped; an `Any` of an
@@ -67,7 +77,7 @@ pub fn encode(
 /// Unknown type, or bytes that are not a message.
 pub fn decode(type_name: &str, bytes: &[u8], options: &DecodeOptions) -> Result<Value, JsonError> {
     let mut path = wire::Path::default();
-    decode::Decoder { options: *options }.any_type(type_name, bytes, &mut path)
+    decode::Decoder::new(*options).any_type(type_name, bytes, &mut path)
 }
 
 /// Whether the table knows a message.
@@ -86,5 +96,16 @@ pub fn to_string_pretty(value: &Value) -> String {
     if serde::Serialize::serialize(value, &mut serializer).is_err() {
         return String::new();
     }
-    String::from_utf8(out).unwrap_or_default()
+    let mut text = String::new();
+    for c in String::from_utf8(out).unwrap_or_default().chars() {
+        match c {
+            // As protobuf's printer; these stand only inside strings.
+            '<' | '>' | '\u{7f}' | '\u{2028}' | '\u{2029}' => {
+                // Writing to a String cannot fail.
+                let _ = write!(text, "\\u{:04x}", u32::from(c));
+            }
+            c => text.push(c),
+        }
+    }
+    text
 }

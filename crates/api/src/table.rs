@@ -112,16 +112,22 @@ pub(crate) struct Field {
     pub(crate) repeated: bool,
     pub(crate) presence: bool,
     pub(crate) sensitive: bool,
+    /// Number of its oneof within the message, 0 if it is in none.
+    pub(crate) oneof: u8,
     pub(crate) well_known: Option<WellKnown>,
     index: u32,
 }
 
 fn u16_at(at: usize) -> u16 {
-    BLOB.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
+    BLOB.get(at..at + 2)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u16::from_le_bytes)
 }
 
 fn u32_at(at: usize) -> u32 {
-    BLOB.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+    BLOB.get(at..at + 4)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u32::from_le_bytes)
 }
 
 fn count(i: usize) -> usize {
@@ -140,9 +146,13 @@ fn values_at() -> usize {
     enums_at() + count(2) * 12
 }
 
-fn text(offset: u32, len: usize) -> &'static str {
+fn text_bytes(offset: u32, len: usize) -> &'static [u8] {
     let at = values_at() + count(3) * 12 + offset as usize;
-    BLOB.get(at..at + len).and_then(|b| std::str::from_utf8(b).ok()).unwrap_or_default()
+    BLOB.get(at..at + len).unwrap_or_default()
+}
+
+fn text(offset: u32, len: usize) -> &'static str {
+    std::str::from_utf8(text_bytes(offset, len)).unwrap_or_default()
 }
 
 impl Message {
@@ -174,12 +184,6 @@ impl Message {
         u32_at(self.at() + 12) & 1 != 0
     }
 
-    /// Fields in order of their numbers.
-    pub(crate) fn fields(self) -> impl Iterator<Item = Field> {
-        let first = u32_at(self.at() + 8) as usize;
-        (first..first + usize::from(u16_at(self.at() + 6))).filter_map(Field::at)
-    }
-
     /// The field of a number.
     pub(crate) fn field(self, number: u32) -> Option<Field> {
         let first = u32_at(self.at() + 8) as usize;
@@ -197,15 +201,24 @@ impl Message {
 
     /// The field of a name, in its original or its lowerCamelCase form.
     pub(crate) fn field_by_name(self, name: &str) -> Option<Field> {
-        self.fields().find(|f| f.name == name || is_camel_of(name, f.name))
+        let (base, first) = (fields_at(), u32_at(self.at() + 8) as usize);
+        let matches = |i: &usize| {
+            let at = base + i * 16;
+            let len = usize::from(BLOB.get(at + 8).copied().unwrap_or(0));
+            let known = text_bytes(u32_at(at + 4), len);
+            known == name.as_bytes() || is_camel_of(name, known)
+        };
+        (first..first + usize::from(u16_at(self.at() + 6)))
+            .find(matches)
+            .and_then(Field::at)
     }
 }
 
 /// Whether `camel` is the JSON name of the proto name `snake`.
-fn is_camel_of(camel: &str, snake: &str) -> bool {
+fn is_camel_of(camel: &str, snake: &[u8]) -> bool {
     let mut camel = camel.bytes();
     let mut upper = false;
-    for c in snake.bytes() {
+    for &c in snake {
         if c == b'_' {
             upper = true;
             continue;
@@ -252,6 +265,7 @@ impl Field {
             repeated: flags & 1 != 0,
             presence: flags & 2 != 0,
             sensitive: flags & 4 != 0,
+            oneof: flags >> 3,
             well_known: WellKnown::from_number(byte(11)),
             index: u32_at(at + 12),
         })
@@ -262,14 +276,24 @@ impl Field {
         ((self.index as usize) < count(0)).then_some(Message(self.index))
     }
 
+    /// Whether JSON `null` is a value of this field and not its absence.
+    pub(crate) const fn keeps_null(&self) -> bool {
+        matches!(
+            self.well_known,
+            Some(WellKnown::Value | WellKnown::NullValue)
+        )
+    }
+
     /// The enum type of the field.
     pub(crate) fn enumeration(&self) -> Option<Enum> {
         ((self.index as usize) < count(2)).then_some(Enum(self.index))
     }
 
     /// Key and value fields when this is a map.
-    pub(crate) fn map(&self) -> Option<(Field, Field)> {
-        let entry = self.message().filter(|m| self.repeated && m.is_map_entry())?;
+    pub(crate) fn map(&self) -> Option<(Self, Self)> {
+        let entry = self
+            .message()
+            .filter(|m| self.repeated && m.is_map_entry())?;
         Some((entry.field(1)?, entry.field(2)?))
     }
 }
@@ -280,17 +304,24 @@ impl Enum {
         let first = u32_at(at + 8) as usize;
         (first..first + usize::from(u16_at(at + 6))).map(|i| {
             let at = values_at() + i * 12;
-            (u32_at(at) as i32, text(u32_at(at + 4), u32_at(at + 8) as usize))
+            (
+                u32_at(at) as i32,
+                text(u32_at(at + 4), u32_at(at + 8) as usize),
+            )
         })
     }
 
     /// Name of a number.
     pub(crate) fn name_of(self, number: i32) -> Option<&'static str> {
-        self.values().find(|(n, _)| *n == number).map(|(_, name)| name)
+        self.values()
+            .find(|(n, _)| *n == number)
+            .map(|(_, name)| name)
     }
 
     /// Number of a name.
     pub(crate) fn number_of(self, name: &str) -> Option<i32> {
-        self.values().find(|(_, n)| *n == name).map(|(number, _)| number)
+        self.values()
+            .find(|(_, n)| *n == name)
+            .map(|(number, _)| number)
     }
 }

@@ -1,19 +1,35 @@
 //! Wire bytes to JSON.
 
+use std::cell::Cell;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Number, Value};
 
+use super::redact;
 use super::wire::{Path, Raw, take_field, take_varint};
-use super::{DecodeOptions, JsonError, MAX_DEPTH};
+use super::{DecodeOptions, JsonError};
 use crate::table::{Field, Kind, Message, WellKnown};
 use crate::type_url::message_name;
 
 pub(super) struct Decoder {
-    pub(super) options: DecodeOptions,
+    options: DecodeOptions,
+    /// How many sensitive fields enclose the current one; above 0 nothing readable is printed.
+    hidden: Cell<usize>,
 }
 
 impl Decoder {
+    pub(super) fn new(options: DecodeOptions) -> Self {
+        Self {
+            options,
+            hidden: Cell::new(0),
+        }
+    }
+
+    fn hides(&self) -> bool {
+        self.hidden.get() > 0
+    }
+
     pub(super) fn any_type(
         &self,
         type_name: &str,
@@ -35,9 +51,7 @@ impl Decoder {
         bytes: &[u8],
         path: &mut Path,
     ) -> Result<Map<String, Value>, JsonError> {
-        if path.depth() > MAX_DEPTH {
-            return path.error("nested too deeply");
-        }
+        path.descend()?;
         // Last value wins, in order of first appearance on the wire; messages that come twice are merged.
         let mut seen: Vec<(Field, Vec<Raw<'_>>)> = Vec::new();
         let mut rest = bytes;
@@ -55,10 +69,17 @@ impl Decoder {
         let mut out = Map::new();
         for (field, raws) in seen {
             path.enter(field.name);
+            let sensitive = usize::from(self.options.redact && field.sensitive);
+            self.hidden.set(self.hidden.get() + sensitive);
             if let Some(value) = self.field(&field, &raws, path)? {
                 out.insert(field.name.to_owned(), value);
             }
+            self.hidden.set(self.hidden.get() - sensitive);
             path.leave();
+        }
+        path.ascend();
+        if self.options.redact && redact::is_typed_struct(message.name()) {
+            redact::typed_struct(&mut out, self.hides());
         }
         Ok(out)
     }
@@ -72,15 +93,17 @@ impl Decoder {
         if let Some((key, value)) = field.map() {
             return self.map(&key, &value, raws, path).map(Some);
         }
+        let readable = matches!(field.kind, Kind::String | Kind::Bytes | Kind::Message);
+        if self.hides() && !readable {
+            // As Envoy: numbers of a secret are not shown at all.
+            return Ok(None);
+        }
         if field.repeated {
             let mut list = Vec::new();
             for raw in raws {
                 self.repeated(field, *raw, &mut list, path)?;
             }
             return Ok((!list.is_empty()).then_some(Value::Array(list)));
-        }
-        if self.options.redact && field.sensitive {
-            return Ok(Some(redacted(field)));
         }
         if field.kind == Kind::Message && raws.len() > 1 {
             let mut merged = Vec::new();
@@ -91,7 +114,9 @@ impl Decoder {
             }
             return self.single(field, Raw::Bytes(&merged), path).map(Some);
         }
-        let Some(last) = raws.last() else { return Ok(None) };
+        let Some(last) = raws.last() else {
+            return Ok(None);
+        };
         if !field.presence && is_default(*last) && field.kind != Kind::Message {
             return Ok(None);
         }
@@ -107,14 +132,16 @@ impl Decoder {
     ) -> Result<Value, JsonError> {
         let mut out = Map::new();
         for raw in raws {
-            let Raw::Bytes(mut entry) = *raw else { return path.error("malformed map entry") };
+            let Raw::Bytes(mut entry) = *raw else {
+                return path.error("malformed map entry");
+            };
             let (mut k, mut v) = (Value::from(""), None);
             if key.kind != Kind::String {
-                k = self.single(key, Raw::Varint(0), path)?;
+                k = scalar(key.kind, Raw::Varint(0), path)?;
             }
             while !entry.is_empty() {
                 match take_field(&mut entry) {
-                    Some((1, raw)) => k = self.single(key, raw, path)?,
+                    Some((1, raw)) => k = scalar(key.kind, raw, path)?,
                     Some((2, raw)) => {
                         path.enter(format!("[{}]", key_text(&k)));
                         v = Some(self.single(value, raw, path)?);
@@ -178,7 +205,9 @@ impl Decoder {
                 }
                 _ => take_varint(&mut bytes).map(Raw::Varint),
             };
-            let Some(item) = item else { return path.error("malformed packed field") };
+            let Some(item) = item else {
+                return path.error("malformed packed field");
+            };
             list.push(self.single(field, item, path)?);
         }
         Ok(())
@@ -195,6 +224,7 @@ impl Decoder {
                 Some(message) => Ok(Value::Object(self.message(message, bytes, path)?)),
                 None => Ok(Value::Object(Map::new())),
             },
+            (Kind::Enum, Raw::Varint(_)) if self.hides() => Ok(zero(Kind::Enum)),
             (Kind::Enum, Raw::Varint(v)) => {
                 if field.well_known == Some(WellKnown::NullValue) {
                     return Ok(Value::Null);
@@ -202,8 +232,18 @@ impl Decoder {
                 let name = field.enumeration().and_then(|e| e.name_of(v as i32));
                 Ok(name.map_or_else(|| Value::from(v as i32), Value::from))
             }
-            _ => scalar(field.kind, raw, path),
+            (kind, raw) => self.scalar(kind, raw, path),
         }
+    }
+
+    /// A scalar, or what stands for it inside a sensitive field.
+    fn scalar(&self, kind: Kind, raw: Raw<'_>, path: &Path) -> Result<Value, JsonError> {
+        let value = scalar(kind, raw, path)?;
+        Ok(if self.hides() {
+            redact::scalar(kind)
+        } else {
+            value
+        })
     }
 
     fn well_known(
@@ -212,20 +252,32 @@ impl Decoder {
         bytes: &[u8],
         path: &mut Path,
     ) -> Result<Value, JsonError> {
-        if path.depth() > MAX_DEPTH {
-            return path.error("nested too deeply");
-        }
+        path.descend()?;
+        let value = self.well_known_value(known, bytes, path)?;
+        path.ascend();
+        Ok(value)
+    }
+
+    fn well_known_value(
+        &self,
+        known: WellKnown,
+        bytes: &[u8],
+        path: &mut Path,
+    ) -> Result<Value, JsonError> {
         match known {
             WellKnown::Any => self.any(bytes, path),
+            WellKnown::Duration if self.hides() => duration(&[], path),
             WellKnown::Duration => duration(bytes, path),
+            WellKnown::Timestamp if self.hides() => timestamp(&[], path),
             WellKnown::Timestamp => timestamp(bytes, path),
             WellKnown::Struct => self.structure(bytes, path),
             WellKnown::Value => self.value(bytes, path),
             WellKnown::ListValue => self.list(bytes, path),
             WellKnown::Wrapper(kind) => match find(bytes, 1, path)? {
-                Some(raw) => scalar(kind, raw, path),
+                Some(raw) => self.scalar(kind, raw, path),
                 None => Ok(zero(kind)),
             },
+            WellKnown::FieldMask if self.hides() => Ok(redact::scalar(Kind::String)),
             WellKnown::FieldMask => {
                 let mut paths = Vec::new();
                 let mut rest = bytes;
@@ -267,7 +319,12 @@ impl Decoder {
             out.append(&mut self.message(message, content, path)?);
             path.leave();
         } else {
-            out.insert("value".to_owned(), Value::from(STANDARD.encode(content)));
+            let content = if self.hides() {
+                redact::scalar(Kind::Bytes)
+            } else {
+                Value::from(STANDARD.encode(content))
+            };
+            out.insert("value".to_owned(), content);
         }
         Ok(Value::Object(out))
     }
@@ -279,7 +336,9 @@ impl Decoder {
             let Some((number, raw)) = take_field(&mut rest) else {
                 return path.error("malformed protobuf");
             };
-            let (1, Raw::Bytes(entry)) = (number, raw) else { continue };
+            let (1, Raw::Bytes(entry)) = (number, raw) else {
+                continue;
+            };
             let key = match find(entry, 1, path)? {
                 Some(Raw::Bytes(k)) => String::from_utf8_lossy(k).into_owned(),
                 _ => String::new(),
@@ -300,9 +359,9 @@ impl Decoder {
         let mut out = Value::Null;
         while !rest.is_empty() {
             out = match take_field(&mut rest) {
-                Some((2, Raw::Fixed64(bits))) => number(f64::from_bits(bits)),
-                Some((3, Raw::Bytes(s))) => Value::from(String::from_utf8_lossy(s)),
-                Some((4, Raw::Varint(b))) => Value::from(b != 0),
+                Some((2, raw @ Raw::Fixed64(_))) => self.scalar(Kind::Double, raw, path)?,
+                Some((3, raw @ Raw::Bytes(_))) => self.scalar(Kind::String, raw, path)?,
+                Some((4, raw @ Raw::Varint(_))) => self.scalar(Kind::Bool, raw, path)?,
                 Some((5, Raw::Bytes(b))) => self.well_known(WellKnown::Struct, b, path)?,
                 Some((6, Raw::Bytes(b))) => self.well_known(WellKnown::ListValue, b, path)?,
                 Some(_) => Value::Null,
@@ -327,16 +386,6 @@ impl Decoder {
             }
         }
         Ok(Value::Array(out))
-    }
-}
-
-fn redacted(field: &Field) -> Value {
-    let text = "[redacted]";
-    match field.kind {
-        Kind::Bytes => Value::from(STANDARD.encode(text)),
-        Kind::String => Value::from(text),
-        // A sensitive message (a data source) keeps its shape without its content.
-        _ => serde_json::json!({ "inline_bytes": STANDARD.encode(text) }),
     }
 }
 
@@ -382,7 +431,7 @@ fn number(f: f64) -> Value {
     Number::from_f64(f).map_or(Value::Null, Value::Number)
 }
 
-fn zero(kind: Kind) -> Value {
+pub(super) fn zero(kind: Kind) -> Value {
     match kind {
         Kind::Bool => Value::from(false),
         Kind::Int64 | Kind::UInt64 => Value::from("0"),
@@ -442,8 +491,11 @@ fn fraction(nanos: u32) -> String {
 fn duration(bytes: &[u8], path: &Path) -> Result<Value, JsonError> {
     let (seconds, nanos) = seconds_nanos(bytes, path)?;
     let sign = if seconds < 0 || nanos < 0 { "-" } else { "" };
-    let text =
-        format!("{sign}{}{}s", seconds.unsigned_abs(), fraction(nanos.unsigned_abs() % 1_000_000_000));
+    let text = format!(
+        "{sign}{}{}s",
+        seconds.unsigned_abs(),
+        fraction(nanos.unsigned_abs() % 1_000_000_000)
+    );
     Ok(Value::from(text))
 }
 
@@ -465,5 +517,7 @@ fn timestamp(bytes: &[u8], path: &Path) -> Result<Value, JsonError> {
     let year = yoe + era * 400 + i64::from(month <= 2);
     let (h, m, s) = (time / 3600, time / 60 % 60, time % 60);
     let tail = fraction(nanos.unsigned_abs() % 1_000_000_000);
-    Ok(Value::from(format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}{tail}Z")))
+    Ok(Value::from(format!(
+        "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}{tail}Z"
+    )))
 }

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde_json::{Map, Value};
 
 use super::wire::{Path, put_bytes, put_tag, put_varint};
-use super::{EncodeOptions, JsonError, MAX_DEPTH};
+use super::{EncodeOptions, JsonError};
 use crate::table::{Field, Kind, Message, WellKnown};
 use crate::type_url::message_name;
 
@@ -25,7 +25,7 @@ impl Encoder {
             return self.well_known(known, value, path);
         }
         match (Message::by_name(type_name), value) {
-            (Some(message), Value::Object(object)) => self.message(message, object, path),
+            (Some(message), Value::Object(object)) => self.message(message, object, false, path),
             (Some(_), _) => path.error("expected an object"),
             (None, _) => path.error(format!("unknown message type {type_name}")),
         }
@@ -35,15 +35,15 @@ impl Encoder {
         &mut self,
         message: Message,
         object: &Map<String, Value>,
+        in_any: bool,
         path: &mut Path,
     ) -> Result<Vec<u8>, JsonError> {
-        if path.depth() > MAX_DEPTH {
-            return path.error("nested too deeply");
-        }
+        path.descend()?;
         let mut parts: Vec<(u32, Vec<u8>)> = Vec::with_capacity(object.len());
+        let mut oneofs = 0_u32;
         for (key, value) in object {
             let Some(field) = message.field_by_name(key) else {
-                if key == "@type" {
+                if in_any && key == "@type" {
                     continue;
                 }
                 path.enter(key.clone());
@@ -59,11 +59,20 @@ impl Encoder {
                 return path.error("field given twice");
             }
             path.enter(field.name);
+            let is_set = !value.is_null() || field.keeps_null();
+            if field.oneof > 0 && is_set {
+                let bit = 1 << (field.oneof & 31);
+                if oneofs & bit != 0 {
+                    return path.error("another field of the same oneof is set");
+                }
+                oneofs |= bit;
+            }
             let mut out = Vec::new();
             self.field(&field, value, &mut out, path)?;
             parts.push((field.number, out));
             path.leave();
         }
+        path.ascend();
         parts.sort_by_key(|(n, _)| *n);
         Ok(parts.into_iter().flat_map(|(_, bytes)| bytes).collect())
     }
@@ -75,7 +84,7 @@ impl Encoder {
         out: &mut Vec<u8>,
         path: &mut Path,
     ) -> Result<(), JsonError> {
-        let keeps_null = matches!(field.well_known, Some(WellKnown::Value | WellKnown::NullValue));
+        let keeps_null = field.keeps_null();
         if value.is_null() && !keeps_null {
             return Ok(());
         }
@@ -85,7 +94,9 @@ impl Encoder {
         if !field.repeated {
             return self.single(field, value, out, path);
         }
-        let Value::Array(items) = value else { return path.error("expected an array") };
+        let Value::Array(items) = value else {
+            return path.error("expected an array");
+        };
         for (i, item) in items.iter().enumerate() {
             path.enter(format!("[{i}]"));
             if item.is_null() && !keeps_null {
@@ -106,7 +117,9 @@ impl Encoder {
         out: &mut Vec<u8>,
         path: &mut Path,
     ) -> Result<(), JsonError> {
-        let Value::Object(object) = value else { return path.error("expected an object") };
+        let Value::Object(object) = value else {
+            return path.error("expected an object");
+        };
         for (name, value) in object {
             path.enter(format!("[{name}]"));
             let key_value = match key.kind {
@@ -139,7 +152,7 @@ impl Encoder {
                 let bytes = match (field.well_known, field.message(), value) {
                     (Some(known), _, value) => self.well_known(known, value, path)?,
                     (None, Some(message), Value::Object(object)) => {
-                        self.message(message, object, path)?
+                        self.message(message, object, false, path)?
                     }
                     _ => return path.error("expected an object"),
                 };
@@ -169,9 +182,18 @@ impl Encoder {
         value: &Value,
         path: &mut Path,
     ) -> Result<Vec<u8>, JsonError> {
-        if path.depth() > MAX_DEPTH {
-            return path.error("nested too deeply");
-        }
+        path.descend()?;
+        let bytes = self.well_known_bytes(known, value, path)?;
+        path.ascend();
+        Ok(bytes)
+    }
+
+    fn well_known_bytes(
+        &mut self,
+        known: WellKnown,
+        value: &Value,
+        path: &mut Path,
+    ) -> Result<Vec<u8>, JsonError> {
         let mut out = Vec::new();
         match known {
             WellKnown::Any => return self.any(value, path),
@@ -188,12 +210,18 @@ impl Encoder {
                 seconds_nanos(&mut out, seconds, nanos);
             }
             WellKnown::Struct => {
-                let Value::Object(object) = value else { return path.error("expected an object") };
+                let Value::Object(object) = value else {
+                    return path.error("expected an object");
+                };
                 for (key, value) in object {
                     path.enter(key.clone());
                     let mut entry = Vec::new();
                     put_bytes(&mut entry, 1, key.as_bytes());
-                    put_bytes(&mut entry, 2, &self.well_known(WellKnown::Value, value, path)?);
+                    put_bytes(
+                        &mut entry,
+                        2,
+                        &self.well_known(WellKnown::Value, value, path)?,
+                    );
                     put_bytes(&mut out, 1, &entry);
                     path.leave();
                 }
@@ -207,14 +235,24 @@ impl Encoder {
                 }
                 Value::String(s) => put_bytes(&mut out, 3, s.as_bytes()),
                 Value::Object(_) => {
-                    put_bytes(&mut out, 5, &self.well_known(WellKnown::Struct, value, path)?);
+                    put_bytes(
+                        &mut out,
+                        5,
+                        &self.well_known(WellKnown::Struct, value, path)?,
+                    );
                 }
                 Value::Array(_) => {
-                    put_bytes(&mut out, 6, &self.well_known(WellKnown::ListValue, value, path)?);
+                    put_bytes(
+                        &mut out,
+                        6,
+                        &self.well_known(WellKnown::ListValue, value, path)?,
+                    );
                 }
             },
             WellKnown::ListValue => {
-                let Value::Array(items) = value else { return path.error("expected an array") };
+                let Value::Array(items) = value else {
+                    return path.error("expected an array");
+                };
                 for (i, item) in items.iter().enumerate() {
                     path.enter(format!("[{i}]"));
                     put_bytes(&mut out, 1, &self.well_known(WellKnown::Value, item, path)?);
@@ -223,7 +261,9 @@ impl Encoder {
             }
             WellKnown::Wrapper(kind) => scalar(kind, 1, value, &mut out, path)?,
             WellKnown::FieldMask => {
-                let Value::String(text) = value else { return path.error("expected a string") };
+                let Value::String(text) = value else {
+                    return path.error("expected a string");
+                };
                 for part in text.split(',').filter(|p| !p.is_empty()) {
                     put_bytes(&mut out, 1, part.as_bytes());
                 }
@@ -234,7 +274,9 @@ impl Encoder {
     }
 
     fn any(&mut self, value: &Value, path: &mut Path) -> Result<Vec<u8>, JsonError> {
-        let Value::Object(object) = value else { return path.error("expected an object") };
+        let Value::Object(object) = value else {
+            return path.error("expected an object");
+        };
         let mut out = Vec::new();
         let url = match object.get("@type") {
             Some(Value::String(url)) => url,
@@ -245,7 +287,7 @@ impl Encoder {
         let content = if let Some(known) = WellKnown::by_name(name) {
             self.well_known(known, object.get("value").unwrap_or(&Value::Null), path)?
         } else if let Some(message) = Message::by_name(name) {
-            self.message(message, object, path)?
+            self.message(message, object, true, path)?
         } else {
             return path.error(format!("unknown message type {name}"));
         };
@@ -285,7 +327,11 @@ fn parse_duration(text: &str) -> Option<(i64, i32)> {
         return None;
     }
     let seconds: i64 = whole.parse().ok().filter(|s| *s <= 315_576_000_000)?;
-    Some(if negative { (-seconds, -nanos) } else { (seconds, nanos) })
+    Some(if negative {
+        (-seconds, -nanos)
+    } else {
+        (seconds, nanos)
+    })
 }
 
 fn parse_timestamp(text: &str) -> Option<(i64, i32)> {
@@ -298,7 +344,14 @@ fn parse_timestamp(text: &str) -> Option<(i64, i32)> {
         let at = time.rfind(['+', '-'])?;
         let (h, m) = time[at + 1..].split_once(':')?;
         let minutes = h.parse::<i64>().ok()? * 60 + m.parse::<i64>().ok()?;
-        (&time[..at], if time.as_bytes()[at] == b'-' { -minutes } else { minutes })
+        (
+            &time[..at],
+            if time.as_bytes()[at] == b'-' {
+                -minutes
+            } else {
+                minutes
+            },
+        )
     };
     let (time, nanos) = match time.split_once('.') {
         Some((time, fraction)) => (time, parse_fraction(fraction)?),
@@ -341,9 +394,11 @@ fn float(value: &Value) -> Option<f64> {
 
 fn signed(value: &Value) -> Option<i64> {
     match value {
-        Value::Number(n) => {
-            n.as_i64().or_else(|| n.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e18).map(|f| f as i64))
-        }
+        Value::Number(n) => n.as_i64().or_else(|| {
+            n.as_f64()
+                .filter(|f| f.fract() == 0.0 && f.abs() < 9e18)
+                .map(|f| f as i64)
+        }),
         Value::String(s) => s.parse().ok(),
         _ => None,
     }
@@ -351,9 +406,11 @@ fn signed(value: &Value) -> Option<i64> {
 
 fn unsigned(value: &Value) -> Option<u64> {
     match value {
-        Value::Number(n) => n
-            .as_u64()
-            .or_else(|| n.as_f64().filter(|f| f.fract() == 0.0 && (0.0..1.8e19).contains(f)).map(|f| f as u64)),
+        Value::Number(n) => n.as_u64().or_else(|| {
+            n.as_f64()
+                .filter(|f| f.fract() == 0.0 && (0.0..1.8e19).contains(f))
+                .map(|f| f as u64)
+        }),
         Value::String(s) => s.parse().ok(),
         _ => None,
     }
@@ -361,7 +418,10 @@ fn unsigned(value: &Value) -> Option<u64> {
 
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let padded = format!("{text}{}", "=".repeat((4 - text.len() % 4) % 4));
-    STANDARD.decode(&padded).or_else(|_| URL_SAFE.decode(&padded)).ok()
+    STANDARD
+        .decode(&padded)
+        .or_else(|_| URL_SAFE.decode(&padded))
+        .ok()
 }
 
 fn scalar(
@@ -406,7 +466,9 @@ fn scalar(
             }
         }
         Kind::Int64 | Kind::SInt64 | Kind::SFixed64 => {
-            let Some(v) = signed(value) else { return wrong("a 64-bit integer") };
+            let Some(v) = signed(value) else {
+                return wrong("a 64-bit integer");
+            };
             match kind {
                 Kind::Int64 => varint(out, v as u64),
                 Kind::SInt64 => varint(out, ((v << 1) ^ (v >> 63)) as u64),
@@ -417,7 +479,9 @@ fn scalar(
             }
         }
         Kind::UInt64 | Kind::Fixed64 => {
-            let Some(v) = unsigned(value) else { return wrong("an unsigned 64-bit integer") };
+            let Some(v) = unsigned(value) else {
+                return wrong("an unsigned 64-bit integer");
+            };
             if kind == Kind::UInt64 {
                 varint(out, v);
             } else {
@@ -426,17 +490,24 @@ fn scalar(
             }
         }
         Kind::Double => {
-            let Some(v) = float(value) else { return wrong("a number") };
+            let Some(v) = float(value) else {
+                return wrong("a number");
+            };
             put_tag(out, number, 1);
             out.extend_from_slice(&v.to_le_bytes());
         }
         Kind::Float => {
-            let Some(v) = float(value) else { return wrong("a number") };
+            let fits = |v: &f64| v.is_finite() == (*v as f32).is_finite();
+            let Some(v) = float(value).filter(fits) else {
+                return wrong("a 32-bit number");
+            };
             put_tag(out, number, 5);
             out.extend_from_slice(&(v as f32).to_le_bytes());
         }
         Kind::String => {
-            let Value::String(s) = value else { return wrong("a string") };
+            let Value::String(s) = value else {
+                return wrong("a string");
+            };
             put_bytes(out, number, s.as_bytes());
         }
         Kind::Bytes => {

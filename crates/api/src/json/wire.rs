@@ -1,11 +1,12 @@
 //! Wire format primitives and the field path of errors.
 
-use super::JsonError;
+use super::{JsonError, MAX_DEPTH};
 
 /// Path of the field being converted.
 #[derive(Debug, Default)]
 pub(super) struct Path {
     parts: Vec<String>,
+    depth: usize,
 }
 
 impl Path {
@@ -17,8 +18,20 @@ impl Path {
         self.parts.pop();
     }
 
-    pub(super) fn depth(&self) -> usize {
-        self.parts.len()
+    /// One message deeper; every message, `Any` and JSON value counts, so that recursion is bounded by the input's
+    /// nesting alone.
+    pub(super) fn descend(&mut self) -> Result<(), JsonError> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            self.error("nested too deeply")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Back from [`Self::descend`]. Not needed on the way of an error.
+    pub(super) fn ascend(&mut self) {
+        self.depth = self.depth.saturating_sub(1);
     }
 
     pub(super) fn text(&self) -> String {
@@ -33,7 +46,10 @@ impl Path {
     }
 
     pub(super) fn error<T>(&self, reason: impl Into<String>) -> Result<T, JsonError> {
-        Err(JsonError { path: self.text(), reason: reason.into() })
+        Err(JsonError {
+            path: self.text(),
+            reason: reason.into(),
+        })
     }
 }
 
