@@ -85,12 +85,12 @@ mod tests {
             (
                 LogArgs {
                     caller: "default".to_owned(),
-                    ..base.clone()
+                    ..base
                 },
                 "--log_caller is not supported",
             ),
         ] {
-            assert_eq!(settings(&args).err().expect("refused").to_string(), message);
+            assert_eq!(settings(&args).expect_err("refused").to_string(), message);
         }
     }
 }

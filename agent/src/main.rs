@@ -22,7 +22,11 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<u8, AnyError> {
-    let Invocation { command, log: log_args, flags } = cli::parse(std::env::args_os().skip(1))?;
+    let Invocation {
+        command,
+        log: log_args,
+        flags,
+    } = cli::parse(std::env::args_os().skip(1))?;
     // Standard output of the others belongs to their answer, or they log by themselves.
     if matches!(command, Command::Proxy(_) | Command::Wait(_)) {
         log::init(&log_args)?;
@@ -32,7 +36,10 @@ fn run() -> Result<u8, AnyError> {
             for (name, value) in flags {
                 tracing::info!("FLAG: --{name}={value:?}");
             }
-            tracing::info!("Version {ISTIO_VERSION}-outrigger-{}", env!("CARGO_PKG_VERSION"));
+            tracing::info!(
+                "Version {ISTIO_VERSION}-outrigger-{}",
+                env!("CARGO_PKG_VERSION")
+            );
             let environment = Environment::of_process();
             if !environment.boolean("ISTIO_ENVOY_ENABLE_CORE_DUMP", false) {
                 // Keys and tokens are in memory: no core file, no ptrace by the same user.
@@ -71,7 +78,9 @@ fn run() -> Result<u8, AnyError> {
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
 }
 
 fn version(format: VersionFormat) -> String {

@@ -192,16 +192,13 @@ impl State {
                 }
                 self.scrape.answer(&request).await
             }
-            "/quitquitquit" => match control(local, request.method()) {
-                Ok(()) => {
-                    self.lifecycle.quit();
-                    text(StatusCode::OK, "OK")
-                }
-                Err(refusal) => refusal,
-            },
-            "/drain" => match control(local, request.method()) {
-                Ok(()) => self.drain().await,
-                Err(refusal) => refusal,
+            "/quitquitquit" => refusal(local, request.method()).unwrap_or_else(|| {
+                self.lifecycle.quit();
+                text(StatusCode::OK, "OK")
+            }),
+            "/drain" => match refusal(local, request.method()) {
+                Some(refusal) => refusal,
+                None => self.drain().await,
             },
             path if path.starts_with("/app-health/") || path.starts_with("/app-lifecycle/") => {
                 self.probes.answer(&request).await
@@ -237,14 +234,13 @@ impl State {
     }
 }
 
-fn control(local: bool, method: &Method) -> Result<(), Response<Body>> {
+/// Why a request may not control the agent, if so.
+fn refusal(local: bool, method: &Method) -> Option<Response<Body>> {
     if !local {
-        return Err(forbidden());
+        return Some(forbidden());
     }
-    if method != Method::POST {
-        return Err(text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n"));
-    }
-    Ok(())
+    let wrong = || text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+    (method != Method::POST).then(wrong)
 }
 
 fn forbidden() -> Response<Body> {

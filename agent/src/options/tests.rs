@@ -182,7 +182,7 @@ fn only_the_stock_template_can_be_named() {
     let source = |variables: &[(&str, &str)], settings: ProxySettings| {
         bootstrap_source(&args("proxy"), &environment(variables), &settings)
     };
-    let path = |p: &std::path::Path| p.display().to_string();
+    let path = |p: &Path| p.display().to_string();
     let found = source(
         &[("ISTIO_BOOTSTRAP", &path(&stock))],
         ProxySettings::default(),
