@@ -224,7 +224,7 @@ fn pages_have_the_shapes_of_the_reference() {
     assert_eq!(options["file_flush_interval"], "0.050s");
     assert_eq!(options["component_log_level"], "misc:error");
     assert_eq!(options["concurrency"], 2);
-    assert_eq!(keys(options).len(), 37);
+    assert_eq!(keys(options).len(), 39);
     assert_eq!(
         info["node"]["user_agent_build_version"]["version"]["minor_number"],
         40

@@ -161,7 +161,7 @@ fn fraction(nanos: u32, digits: usize, out: &mut Vec<u8>) {
 fn directive(d: char, c: &Civil, t: Duration, out: &mut Vec<u8>) {
     let month = c.month as usize - 1;
     let weekday = (c.days % 7) as usize;
-    let hour12 = if c.hour % 12 == 0 { 12 } else { c.hour % 12 };
+    let hour12 = (c.hour + 11) % 12 + 1;
     let _ = match d {
         'Y' => write!(out, "{:04}", c.year),
         'C' => write!(out, "{:02}", c.year / 100),

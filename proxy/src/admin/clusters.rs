@@ -64,7 +64,7 @@ fn text_status(cluster: &Cluster, out: &mut String) {
     );
     if cluster.outlier.is_some() {
         for prefix in ["success_rate", "local_origin_success_rate"] {
-            // Success-rate ejection is not run, as with Envoy's default enforcement for small clusters.
+            // Success-rate ejection is not run: there is no average.
             let _ = writeln!(out, "{name}::outlier::{prefix}_average::-1");
             let _ = writeln!(out, "{name}::outlier::{prefix}_ejection_threshold::-1");
         }

@@ -55,7 +55,8 @@ fn istio() -> StatsConfig {
 #[test]
 fn tag_regexes_of_istio_cut_the_same_parts_as_envoy() {
     let tags = Tags::new(&istio()).expect("each regex translates");
-    let table: [(&str, &str, &[(&str, &str)]); 11] = [
+    type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+    let table: [Row<'_>; 11] = [
         (
             "cluster.outbound|80||a.b.svc;.upstream_cx_total",
             "cluster.upstream_cx_total",
