@@ -300,6 +300,11 @@ fn refuse_unsupported(environment: &Environment) -> Result<(), OptionsError> {
     {
         return refuse("PROV_CERT", "cannot be combined with FILE_MOUNTED_CERTS");
     }
+    for name in ["HTTPS_PROXY", "https_proxy"] {
+        if !environment.text(name).is_empty() {
+            tracing::warn!("{name} is not supported: istiod and the CA are connected directly");
+        }
+    }
     Ok(())
 }
 
