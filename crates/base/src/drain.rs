@@ -110,7 +110,7 @@ impl Drain {
 
 #[cfg(test)]
 mod tests {
-    use std::future::{Future as _, poll_fn};
+    use std::future::poll_fn;
     use std::pin::pin;
     use std::task::Poll;
 

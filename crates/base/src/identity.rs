@@ -21,8 +21,15 @@ pub struct IdentityError(String);
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { trust_domain, namespace, service_account } = self;
-        write!(f, "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
+        let Self {
+            trust_domain,
+            namespace,
+            service_account,
+        } = self;
+        write!(
+            f,
+            "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
+        )
     }
 }
 
@@ -62,7 +69,14 @@ mod tests {
 
     #[test]
     fn refuses_other_forms() {
-        for text in ["", "spiffe://a", "spiffe:///ns/a/sa/b", "spiffe://t/ns/a/sa/", "spiffe://t/ns/a/sa/b/c", "http://t/ns/a/sa/b"] {
+        for text in [
+            "",
+            "spiffe://a",
+            "spiffe:///ns/a/sa/b",
+            "spiffe://t/ns/a/sa/",
+            "spiffe://t/ns/a/sa/b/c",
+            "http://t/ns/a/sa/b",
+        ] {
             assert!(text.parse::<Identity>().is_err(), "{text}");
         }
     }

@@ -1,11 +1,10 @@
 //! Log lines in the formats that users' tools parse: Istio's for the agent and istio-iptables, Envoy's for the
 //! proxy. The tracing target is the scope (agent) or logger (proxy) name; levels change at run time.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use parking_lot::RwLock;
@@ -16,188 +15,10 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::time::{Civil, rfc3339_micros};
 
-/// Scopes of the agent (spec agent.md 1.1).
-pub const AGENT_SCOPES: &[&str] = &[
-    "ads", "ca", "cache", "citadelclient", "default", "dns", "gcecred", "grpc", "healthcheck", "klog",
-    "mockcred", "monitoring", "probes", "sds", "security", "spiffe", "validation", "wasm", "xdsproxy",
-];
+mod levels;
 
-/// Loggers of the proxy, those of Envoy that stand for parts this proxy has.
-pub const PROXY_LOGGERS: &[&str] = &[
-    "admin", "assert", "client", "config", "connection", "conn_handler", "dns", "file", "filter", "forward_proxy",
-    "grpc", "http", "http2", "init", "io", "main", "misc", "original_dst", "pool", "rbac", "router", "runtime",
-    "secret", "stats", "tcp_proxy", "testing", "tls", "tracing", "upstream",
-];
-
-/// How much a scope prints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Verbosity {
-    /// Nothing.
-    Off = 0,
-    /// Errors; Envoy's `critical` is folded into it.
-    Error = 1,
-    /// Warnings too.
-    Warning = 2,
-    /// Information too.
-    Info = 3,
-    /// Debugging too.
-    Debug = 4,
-    /// Everything.
-    Trace = 5,
-}
-
-impl Verbosity {
-    fn from_number(n: u8) -> Self {
-        [Self::Off, Self::Error, Self::Warning, Self::Info, Self::Debug, Self::Trace]
-            .into_iter()
-            .find(|v| *v as u8 == n)
-            .unwrap_or(Self::Info)
-    }
-
-    /// A level of Istio's logs: debug, info, warn, error, fatal, none.
-    #[must_use]
-    pub fn from_istio(text: &str) -> Option<Self> {
-        Some(match text {
-            "debug" => Self::Debug,
-            "info" => Self::Info,
-            "warn" => Self::Warning,
-            "error" | "fatal" => Self::Error,
-            "none" => Self::Off,
-            _ => return None,
-        })
-    }
-
-    /// A level of Envoy's logs: trace, debug, info, warning (warn), error, critical, off.
-    #[must_use]
-    pub fn from_envoy(text: &str) -> Option<Self> {
-        Some(match text {
-            "trace" => Self::Trace,
-            "debug" => Self::Debug,
-            "info" => Self::Info,
-            "warning" | "warn" => Self::Warning,
-            "error" | "critical" => Self::Error,
-            "off" => Self::Off,
-            _ => return None,
-        })
-    }
-
-    /// Envoy's name.
-    #[must_use]
-    pub const fn envoy_name(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Error => "error",
-            Self::Warning => "warning",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
-
-    fn allows(self, level: Level) -> bool {
-        let needed = match level {
-            Level::ERROR => Self::Error,
-            Level::WARN => Self::Warning,
-            Level::INFO => Self::Info,
-            Level::DEBUG => Self::Debug,
-            Level::TRACE => Self::Trace,
-        };
-        self >= needed
-    }
-}
-
-/// Levels by scope, shared with whoever changes them.
-#[derive(Debug, Clone)]
-pub struct Levels(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    default: AtomicU8,
-    scopes: RwLock<BTreeMap<String, Verbosity>>,
-    known: &'static [&'static str],
-}
-
-/// Why a level could not be set.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LevelError {
-    /// Not a level.
-    #[error("unknown log level: {0}")]
-    UnknownLevel(String),
-    /// Not a logger.
-    #[error("unknown logger: {0}")]
-    UnknownLogger(String),
-}
-
-impl Levels {
-    /// Every scope at `default`.
-    #[must_use]
-    pub fn new(default: Verbosity, known: &'static [&'static str]) -> Self {
-        Self(Arc::new(Inner {
-            default: AtomicU8::new(default as u8),
-            scopes: RwLock::default(),
-            known,
-        }))
-    }
-
-    /// Level of a scope.
-    #[must_use]
-    pub fn of(&self, scope: &str) -> Verbosity {
-        self.0
-            .scopes
-            .read()
-            .get(scope)
-            .copied()
-            .unwrap_or_else(|| Verbosity::from_number(self.0.default.load(Ordering::Relaxed)))
-    }
-
-    /// Sets every scope.
-    pub fn set_all(&self, level: Verbosity) {
-        self.0.scopes.write().clear();
-        self.0.default.store(level as u8, Ordering::Relaxed);
-        tracing::callsite::rebuild_interest_cache();
-    }
-
-    /// Sets one scope.
-    ///
-    /// # Errors
-    /// The scope is not known.
-    pub fn set(&self, scope: &str, level: Verbosity) -> Result<(), LevelError> {
-        if !self.0.known.contains(&scope) {
-            return Err(LevelError::UnknownLogger(scope.to_owned()));
-        }
-        self.0.scopes.write().insert(scope.to_owned(), level);
-        tracing::callsite::rebuild_interest_cache();
-        Ok(())
-    }
-
-    /// Every known scope with its level, sorted.
-    #[must_use]
-    pub fn list(&self) -> Vec<(&'static str, Verbosity)> {
-        self.0.known.iter().map(|s| (*s, self.of(s))).collect()
-    }
-
-    /// Applies `--log_output_level`: `scope:level,...`, a bare level sets the scope `default`, `all` sets all.
-    /// Unknown scopes are ignored, as older and newer templates name others.
-    ///
-    /// # Errors
-    /// An unknown level.
-    pub fn apply_istio(&self, spec: &str) -> Result<(), LevelError> {
-        for item in spec.split(',').map(str::trim).filter(|i| !i.is_empty()) {
-            let (scope, level) = item.split_once(':').unwrap_or(("default", item));
-            let level = Verbosity::from_istio(level)
-                .ok_or_else(|| LevelError::UnknownLevel(level.to_owned()))?;
-            match scope {
-                "all" => self.set_all(level),
-                scope => {
-                    // Not an error by design, see above.
-                    let _ = self.set(scope, level);
-                }
-            }
-        }
-        Ok(())
-    }
-}
+pub use levels::{AGENT_SCOPES, LevelError, Levels, PROXY_LOGGERS, Verbosity};
+use levels::{enabled, scope};
 
 /// Line format.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,8 +69,15 @@ impl Handle {
 /// Installs the process's subscriber. A second call leaves the first in place (tests).
 pub fn init(levels: Levels, format: Format, target: Target) -> Handle {
     let format = Arc::new(RwLock::new(format));
-    let handle = Handle { levels: levels.clone(), format: Arc::clone(&format) };
-    let layer = LineLayer { levels, format, target };
+    let handle = Handle {
+        levels: levels.clone(),
+        format: Arc::clone(&format),
+    };
+    let layer = LineLayer {
+        levels,
+        format,
+        target,
+    };
     let subscriber = tracing_subscriber::registry().with(layer);
     // Only a second call fails, and then the first subscriber stays.
     let _ = tracing::subscriber::set_global_default(subscriber);
@@ -258,7 +86,7 @@ pub fn init(levels: Levels, format: Format, target: Target) -> Handle {
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LineLayer {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        self.levels.of(scope(metadata, &self.levels)).allows(*metadata.level())
+        enabled(&self.levels, metadata)
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
@@ -283,22 +111,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LineLayer {
     }
 }
 
-/// Targets that are no scope (libraries, modules) belong to the default one.
-fn scope<'a>(metadata: &Metadata<'a>, levels: &Levels) -> &'a str {
-    let target = metadata.target();
-    if levels.0.known.contains(&target) {
-        target
-    } else if levels.0.known.contains(&"default") {
-        "default"
-    } else {
-        "misc"
-    }
-}
-
 #[derive(Debug, Default)]
 struct Fields {
     message: String,
-    others: Vec<(&'static str, String)>,
+    others: Vec<(&'static str, serde_json::Value)>,
 }
 
 impl Visit for Fields {
@@ -306,7 +122,8 @@ impl Visit for Fields {
         if field.name() == "message" {
             let _ = write!(self.message, "{value:?}");
         } else {
-            self.others.push((field.name(), format!("{value:?}")));
+            self.others
+                .push((field.name(), format!("{value:?}").into()));
         }
     }
 
@@ -314,8 +131,42 @@ impl Visit for Fields {
         if field.name() == "message" {
             self.message.push_str(value);
         } else {
-            self.others.push((field.name(), value.to_owned()));
+            self.others.push((field.name(), value.into()));
         }
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.others.push((field.name(), value.to_string().into()));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.others.push((field.name(), value.into()));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.others.push((field.name(), value.into()));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.others.push((field.name(), value.into()));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        // JSON has no infinity.
+        let value = if value.is_finite() {
+            value.into()
+        } else {
+            value.to_string().into()
+        };
+        self.others.push((field.name(), value));
+    }
+}
+
+/// A field's value without the quotes of JSON.
+fn plain(value: &serde_json::Value) -> std::borrow::Cow<'_, str> {
+    match value {
+        serde_json::Value::String(text) => text.into(),
+        other => other.to_string().into(),
     }
 }
 
@@ -351,13 +202,23 @@ fn render(format: &Format, line: &Line<'_>) -> String {
     let mut out = String::with_capacity(160);
     match format {
         Format::IstioText => {
-            let _ = write!(out, "{}\t{}\t", rfc3339_micros(line.time), istio_level(line.level));
+            let _ = write!(
+                out,
+                "{}\t{}\t",
+                rfc3339_micros(line.time),
+                istio_level(line.level)
+            );
             if line.scope != "default" {
                 let _ = write!(out, "{}\t", line.scope);
             }
             out.push_str(&line.fields.message);
             for (i, (key, value)) in line.fields.others.iter().enumerate() {
-                let _ = write!(out, "{}{key}={value}", if i == 0 { '\t' } else { ' ' });
+                let _ = write!(
+                    out,
+                    "{}{key}={}",
+                    if i == 0 { '\t' } else { ' ' },
+                    plain(value)
+                );
             }
         }
         Format::IstioJson => {
@@ -369,7 +230,7 @@ fn render(format: &Format, line: &Line<'_>) -> String {
             }
             map.insert("msg".into(), line.fields.message.as_str().into());
             for (key, value) in &line.fields.others {
-                map.insert((*key).into(), value.as_str().into());
+                map.insert((*key).into(), value.clone());
             }
             out = serde_json::Value::Object(map).to_string();
         }
@@ -412,7 +273,11 @@ fn envoy_pattern(out: &mut String, pattern: &str, line: &Line<'_>) {
             Some('Y') => write!(out, "{:04}", civil.year),
             Some('m') => write!(out, "{:02}", civil.month),
             Some('d') => write!(out, "{:02}", civil.day),
-            Some('T') => write!(out, "{:02}:{:02}:{:02}", civil.hour, civil.minute, civil.second),
+            Some('T') => write!(
+                out,
+                "{:02}:{:02}:{:02}",
+                civil.hour, civil.minute, civil.second
+            ),
             Some('H') => write!(out, "{:02}", civil.hour),
             Some('M') => write!(out, "{:02}", civil.minute),
             Some('S') => write!(out, "{:02}", civil.second),
@@ -425,7 +290,10 @@ fn envoy_pattern(out: &mut String, pattern: &str, line: &Line<'_>) {
             Some('#') => write!(out, "{}", line.line),
             Some('v') => {
                 out.push_str(&line.fields.message);
-                line.fields.others.iter().try_for_each(|(k, v)| write!(out, " {k}={v}"))
+                line.fields
+                    .others
+                    .iter()
+                    .try_for_each(|(k, v)| write!(out, " {k}={}", plain(v)))
             }
             Some('%') => write!(out, "%"),
             Some(other) => write!(out, "%{other}"),
@@ -435,57 +303,4 @@ fn envoy_pattern(out: &mut String, pattern: &str, line: &Line<'_>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::{Duration, UNIX_EPOCH};
-
-    fn show(format: &Format, scope: &str) -> String {
-        let fields = Fields { message: "hello \"x\"".into(), others: vec![("a", "1".into())] };
-        render(
-            format,
-            &Line {
-                time: UNIX_EPOCH + Duration::new(1_795_232_820, 233_308_000),
-                level: Level::WARN,
-                scope,
-                file: "src/x.rs",
-                line: 7,
-                fields: &fields,
-            },
-        )
-    }
-
-    #[test]
-    fn lines_have_the_forms_tools_parse() {
-        assert_eq!(
-            show(&Format::IstioText, "default"),
-            "2026-11-21T03:47:00.233308Z\twarn\thello \"x\"\ta=1\n"
-        );
-        assert_eq!(
-            show(&Format::IstioText, "sds"),
-            "2026-11-21T03:47:00.233308Z\twarn\tsds\thello \"x\"\ta=1\n"
-        );
-        assert_eq!(
-            show(&Format::IstioJson, "default"),
-            "{\"level\":\"warn\",\"time\":\"2026-11-21T03:47:00.233308Z\",\"msg\":\"hello \\\"x\\\"\",\"a\":\"1\"}\n"
-        );
-        let istio = "%Y-%m-%dT%T.%fZ\t%l\tenvoy %n %g:%#\t%v".to_owned();
-        assert_eq!(
-            show(&Format::EnvoyText(istio), "main"),
-            "2026-11-21T03:47:00.233308Z\twarning\tenvoy main src/x.rs:7\thello \"x\" a=1\n"
-        );
-    }
-
-    #[test]
-    fn levels_follow_the_flag() {
-        let levels = Levels::new(Verbosity::Info, AGENT_SCOPES);
-        levels.apply_istio("debug,sds:none,nobody:info").expect("valid");
-        assert_eq!(levels.of("default"), Verbosity::Debug);
-        assert_eq!(levels.of("sds"), Verbosity::Off);
-        assert_eq!(levels.of("ads"), Verbosity::Info);
-        assert_eq!(
-            levels.apply_istio("sds:loud"),
-            Err(LevelError::UnknownLevel("loud".into()))
-        );
-        assert!(levels.set("nobody", Verbosity::Info).is_err());
-    }
-}
+mod tests;

@@ -48,7 +48,15 @@ impl Civil {
     }
 
     fn seconds_text(&self) -> String {
-        let Self { year, month, day, hour, minute, second, .. } = self;
+        let Self {
+            year,
+            month,
+            day,
+            hour,
+            minute,
+            second,
+            ..
+        } = self;
         format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
     }
 }
@@ -88,11 +96,14 @@ pub fn parse_go_duration(text: &str) -> Option<Duration> {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let number: f64 = rest[..digits].parse().ok()?;
         rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let unit = rest
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(rest.len());
         total += number
             * match &rest[..unit] {
                 "ns" => 1e-9,
-                "us" | "µs" => 1e-6,
+                // The micro sign and the Greek letter, as Go.
+                "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
                 "ms" => 1e-3,
                 "s" => 1.0,
                 "m" => 60.0,
@@ -104,16 +115,66 @@ pub fn parse_go_duration(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(total).ok()
 }
 
+/// Longest duration protobuf allows, in seconds.
+const PROTO_MAX_SECONDS: u64 = 315_576_000_000;
+
+/// A protobuf duration of zero or more: seconds with at most nine decimals and the unit `s`. Negative ones are
+/// refused.
+#[must_use]
+pub fn parse_proto_duration(text: &str) -> Option<Duration> {
+    let number = text.strip_suffix('s')?;
+    let (whole, fraction) = match number.split_once('.') {
+        Some((_, "")) => return None,
+        Some(parts) => parts,
+        None => (number, ""),
+    };
+    let digits = |text: &str| text.bytes().all(|c| c.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || fraction.len() > 9 {
+        return None;
+    }
+    let seconds = whole.parse().ok().filter(|s| *s <= PROTO_MAX_SECONDS)?;
+    Some(Duration::new(
+        seconds,
+        format!("{fraction:0<9}").parse().ok()?,
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_proto_durations_within_their_limits() {
+        let table = [
+            ("0s", Some(Duration::ZERO)),
+            ("1.5s", Some(Duration::from_millis(1500))),
+            ("0.000000001s", Some(Duration::from_nanos(1))),
+            ("315576000000s", Some(Duration::from_secs(315_576_000_000))),
+            ("315576000001s", None),
+            ("99999999999999999999s", None),
+            ("", None),
+            ("s", None),
+            ("5", None),
+            ("5m", None),
+            ("1.s", None),
+            ("1.0000000001s", None),
+            ("+1s", None),
+            ("-1s", None),
+        ];
+        for (text, want) in table {
+            assert_eq!(parse_proto_duration(text), want, "{text}");
+        }
+    }
 
     #[test]
     fn prints_known_times() {
         let time = UNIX_EPOCH + Duration::new(1_795_232_820, 233_308_000);
         assert_eq!(rfc3339_micros(time), "2026-11-21T03:47:00.233308Z");
         assert_eq!(rfc3339_millis(time), "2026-11-21T03:47:00.233Z");
-        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(951_782_400)), "2000-02-29T00:00:00Z");
+        assert_eq!(
+            rfc3339(UNIX_EPOCH + Duration::from_secs(951_782_400)),
+            "2000-02-29T00:00:00Z"
+        );
     }
 
     #[test]
@@ -126,6 +187,13 @@ mod tests {
             ("5", None),
             ("", None),
             ("5x", None),
+            ("1us1µs1μs", Some(Duration::from_micros(3))),
+            (".5s", Some(Duration::from_millis(500))),
+            ("1.2.3s", None),
+            ("s", None),
+            ("1 s", None),
+            ("1e3s", None),
+            ("99999999999999999999999999h", None),
             ("-5s", None),
         ];
         for (text, want) in table {
