@@ -151,13 +151,11 @@ impl TcpProxy {
             () = drain.closing() => None,
             connected = self.connect(&worker, &connection, &mut info) => connected,
         };
-        match connected {
-            Some((cluster, upstream)) => {
-                self.relay(&mut stream, &cluster, upstream, &mut info, drain)
-                    .await;
-            }
-            // A plain close, as Envoy's: the kernel makes it a reset if the client sent something.
-            None => {}
+        // Where there is no upstream the close is a plain one, as Envoy's: the kernel makes it a reset if the client
+        // sent something that was not read.
+        if let Some((cluster, upstream)) = connected {
+            self.relay(&mut stream, &cluster, upstream, &mut info, drain)
+                .await;
         }
         drop(stream);
         info.end = Some(Instant::now());

@@ -711,7 +711,7 @@ async fn plaintext_to_a_tls_context_is_named() {
         peer.write_all(bytes).await.expect("sent");
         let (socket, _) = listener.accept().await.expect("accepts");
         let result = s.accept(Rewound::new(Bytes::new(), socket)).await;
-        let failure = result.err().expect("refused");
+        let failure = result.expect_err("refused");
         assert!(failure.reason.contains(text), "{failure}");
     }
 }

@@ -313,12 +313,9 @@ impl HttpConnectionManager {
             .max_concurrent_streams(o.max_concurrent_streams)
             .max_header_list_size(self.config.max_request_headers_kb * 1024)
             .handshake::<_, Bytes>(io);
-        let mut h2 = match handshake.await {
-            Ok(h2) => h2,
-            Err(_) => {
-                self.stats.cx_protocol_error.inc();
-                return;
-            }
+        let Ok(mut h2) = handshake.await else {
+            self.stats.cx_protocol_error.inc();
+            return;
         };
         let mut draining = drain.clone();
         let mut draining = pin!(async move { draining.draining().await });

@@ -465,16 +465,17 @@ mod tests {
 
     #[test]
     fn splits_ports_off_authorities() {
-        let table: &[(&[u8], &[u8], Option<&[u8]>)] = &[
-            (b"a:80", b"a", Some(b"80")),
-            (b"a", b"a", None),
-            (b"[::1]:80", b"[::1]", Some(b"80")),
-            (b"[::1]", b"[::1]", None),
-            (b"a:", b"a:", None),
-            (b"a:b", b"a:b", None),
+        let table = [
+            ("a:80", ("a", Some("80"))),
+            ("a", ("a", None)),
+            ("[::1]:80", ("[::1]", Some("80"))),
+            ("[::1]", ("[::1]", None)),
+            ("a:", ("a:", None)),
+            ("a:b", ("a:b", None)),
         ];
-        for (input, host, port) in table {
-            assert_eq!(split_port(input), (*host, *port));
+        for (input, (host, port)) in table {
+            let want = (host.as_bytes(), port.map(str::as_bytes));
+            assert_eq!(split_port(input.as_bytes()), want);
         }
     }
 }

@@ -121,11 +121,8 @@ impl View {
             let panic = total < 100
                 && !hosts.is_empty()
                 && (healthy_percent(hosts) as f64) < config.healthy_panic_threshold;
-            let load = if total == 0 {
-                0
-            } else {
-                (availability[priority] * 100 / total).min(left)
-            };
+            let share = (availability[priority] * 100).checked_div(total);
+            let load = share.unwrap_or(0).min(left);
             left -= load;
             levels.push(Level::new(
                 set,

@@ -163,6 +163,10 @@ pub enum Wanted {
 /// Pools of one worker.
 #[derive(Debug, Default)]
 pub struct Pools {
+    #[allow(
+        clippy::vec_box,
+        reason = "a connection moves between pool and exchange once per request"
+    )]
     idle: HashMap<Key, Vec<Box<H1Connection>>>,
     shared: HashMap<Key, Vec<Rc<H2Connection>>>,
     /// Woken when a connection of any host comes back: requests held by a circuit breaker try again.
@@ -337,7 +341,7 @@ impl H1Connection {
         let old = config
             .max_connection_duration
             .is_some_and(|t| self.opened.elapsed() >= t);
-        !idle && !old && self.io.with_stream(|stream| is_quiet(stream))
+        !idle && !old && self.io.with_stream(is_quiet)
     }
 }
 

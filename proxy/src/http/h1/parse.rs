@@ -147,35 +147,34 @@ impl Lines<'_> {
     /// Range of the next line without its end; `None` at the empty line.
     fn next(&mut self) -> Option<(usize, usize)> {
         let start = self.at;
-        let mut end;
-        loop {
-            let i = memchr::memchr(b'\n', self.buf.get(self.at..)?)?;
-            end = self.at + i;
-            self.at = end + 1;
-            let folded = end > start
-                && self.buf.get(start) != Some(&b'\r')
-                && matches!(self.buf.get(self.at), Some(b' ' | b'\t'));
-            if !folded {
-                break;
-            }
-            // A continuation line: the line end and the indent become blanks; one is enough for the value.
-            let cr = end > start && self.buf[end - 1] == b'\r';
-            let mut from = if cr { end - 1 } else { end };
-            let mut to = self.at;
-            while matches!(self.buf.get(to), Some(b' ' | b'\t')) {
-                to += 1;
-            }
-            // Shift what came before to the right so that exactly one blank is left.
-            let shift = to - from - 1;
-            self.buf.copy_within(start..from, start + shift);
-            from += shift;
-            self.buf[from] = b' ';
-            return self.continued(start + shift, to);
+        let i = memchr::memchr(b'\n', self.buf.get(self.at..)?)?;
+        let mut end = self.at + i;
+        self.at = end + 1;
+        let folded = end > start
+            && self.buf.get(start) != Some(&b'\r')
+            && matches!(self.buf.get(self.at), Some(b' ' | b'\t'));
+        if folded {
+            return self.unfold(start, end);
         }
         if end > start && self.buf[end - 1] == b'\r' {
             end -= 1;
         }
         (end > start).then_some((start, end))
+    }
+
+    /// Joins a continuation line: the line end and the indent become one blank.
+    fn unfold(&mut self, start: usize, end: usize) -> Option<(usize, usize)> {
+        let cr = end > start && self.buf[end - 1] == b'\r';
+        let from = if cr { end - 1 } else { end };
+        let mut to = self.at;
+        while matches!(self.buf.get(to), Some(b' ' | b'\t')) {
+            to += 1;
+        }
+        // Shift what came before to the right so that exactly one blank is left.
+        let shift = to - from - 1;
+        self.buf.copy_within(start..from, start + shift);
+        self.buf[from + shift] = b' ';
+        self.continued(start + shift, to)
     }
 
     /// The rest of a folded line that now starts at `start` and continues at `at`.
