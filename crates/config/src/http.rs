@@ -274,6 +274,9 @@ pub enum HttpFilterKind {
     Cors,
     /// `envoy.filters.http.fault`: the listener's own setting; routes may override.
     Fault(Option<Arc<Fault>>),
+    /// `istio.metadata_exchange`: a peer's metadata headers must not reach the application or the client. What they
+    /// say is telemetry and not used.
+    PeerMetadata,
     /// `envoy.filters.http.grpc_stats` (counts messages for stats; changes no answer).
     GrpcStats,
 }

@@ -25,7 +25,7 @@ use crate::http::local_reply::LocalReply;
 use crate::http::request::split_port;
 use crate::http::retry::{self, AttemptFailure};
 use crate::http::route::Selected;
-use crate::http::stream::{Failure, RequestStream};
+use crate::http::stream::{Failure, RequestStream, remove_peer_metadata};
 use crate::http::timeouts::Timeouts;
 use crate::http::upstream::{Exchange, Reset};
 use crate::http::{hash, mirror, mutate, redirect};
@@ -872,6 +872,9 @@ fn prepare_response<D: Downstream>(
         b"keep-alive" | b"proxy-connection" => false,
         _ => true,
     });
+    if s.hide_peer_metadata {
+        remove_peer_metadata(&mut head);
+    }
     let now = Instant::now();
     s.info.response_start = Some(now);
     s.info.details = Cow::Borrowed("via_upstream");

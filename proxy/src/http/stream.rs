@@ -75,6 +75,8 @@ pub struct RequestStream<'a, D> {
     pub weighted: Option<usize>,
     /// The cluster, once the route named one that is there.
     pub cluster: Option<Arc<Cluster>>,
+    /// Metadata headers of the upstream are removed from the answer.
+    pub hide_peer_metadata: bool,
     /// Upgrade type under way.
     pub upgrade: Option<Vec<u8>>,
     /// The client expects 100.
@@ -108,6 +110,13 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// Removes what Istio's metadata exchange puts into heads.
+pub fn remove_peer_metadata(headers: &mut Headers) {
+    for name in [&b"x-envoy-peer-metadata"[..], b"x-envoy-peer-metadata-id"] {
+        headers.remove(name);
+    }
+}
+
 /// Serves one request.
 pub async fn handle<D: Downstream>(
     hcm: &Arc<HttpConnectionManager>,
@@ -134,6 +143,7 @@ pub async fn handle<D: Downstream>(
         weighted_headers: None,
         weighted: None,
         cluster: None,
+        hide_peer_metadata: false,
         upgrade: incoming.upgrade,
         expect_continue: incoming.expect_continue,
         response_started: false,
@@ -179,6 +189,7 @@ pub async fn refuse<D: Downstream>(
         weighted_headers: None,
         weighted: None,
         cluster: None,
+        hide_peer_metadata: false,
         upgrade: None,
         expect_continue: false,
         response_started: false,
@@ -340,6 +351,10 @@ impl<D: Downstream> RequestStream<'_, D> {
                     if let Some(fault) = fault {
                         self.filter_fault(&hcm, fault).await?;
                     }
+                }
+                HttpFilterKind::PeerMetadata => {
+                    self.hide_peer_metadata = true;
+                    remove_peer_metadata(&mut self.request);
                 }
                 // The ALPN filter acts when the upstream connection is made, message counts change nothing.
                 HttpFilterKind::IstioAlpn(_) | HttpFilterKind::GrpcStats => {}

@@ -138,9 +138,9 @@ fn http_filter(cx: &mut Cx, value: hcm::HttpFilter) -> Result<Entry> {
             "io.istio.http.peer_metadata.Config" => {
                 cx.ignore_here(
                     &name,
-                    "telemetry only: peer metadata is neither sent nor read, and changes no answer",
+                    "telemetry only: peer metadata is neither sent nor read; a peer's headers are removed",
                 );
-                return Ok(Entry::Skipped);
+                HttpFilterKind::PeerMetadata
             }
             "envoy.extensions.filters.http.compressor.v3.Compressor" if cx.in_bootstrap => {
                 cx.ignore_here(
