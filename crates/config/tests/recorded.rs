@@ -346,6 +346,7 @@ fn the_outbound_connection_manager_keeps_the_filters_that_act() {
             HttpFilterKind::IstioAlpn(a) => {
                 format!("alpn {:?} {:?} {:?}", a.http10, a.http11, a.http2)
             }
+            HttpFilterKind::PeerMetadata => "peer_metadata".into(),
             HttpFilterKind::Cors => "cors".into(),
             HttpFilterKind::Fault(f) => format!("fault {}", f.is_some()),
             HttpFilterKind::GrpcStats => "grpc_stats".into(),
@@ -354,6 +355,7 @@ fn the_outbound_connection_manager_keeps_the_filters_that_act() {
     assert_eq!(
         kinds,
         [
+            "peer_metadata",
             "grpc_stats",
             "alpn [\"istio-http/1.0\", \"istio\", \"http/1.0\"] \
              [\"istio-http/1.1\", \"istio\", \"http/1.1\"] [\"istio-h2\", \"istio\", \"h2\"]",

@@ -980,6 +980,54 @@ fn routes_are_refused_with_path_and_reason() {
 }
 
 #[test]
+fn settings_that_are_not_acted_upon_are_refused() {
+    let h2 = |change: fn(&mut core::Http2ProtocolOptions)| {
+        http(|h| {
+            let mut options = core::Http2ProtocolOptions::default();
+            change(&mut options);
+            h.http2_protocol_options = Some(options);
+        })
+    };
+    let policy = |p: ep::cluster_load_assignment::Policy| eds(|a| a.policy = Some(p));
+    let refused = [
+        (h2(|o| o.allow_connect = true), "allow_connect"),
+        (
+            h2(|o| {
+                o.connection_keepalive = Some(core::KeepaliveSettings {
+                    interval: seconds(1),
+                    timeout: seconds(1),
+                    ..Default::default()
+                });
+            }),
+            "connection_keepalive.interval",
+        ),
+        (
+            policy(ep::cluster_load_assignment::Policy {
+                drop_overloads: vec![ep::cluster_load_assignment::policy::DropOverload {
+                    category: "x".into(),
+                    drop_percentage: None,
+                }],
+                ..Default::default()
+            }),
+            "policy.drop_overloads",
+        ),
+        (
+            routes(|r| {
+                r.virtual_hosts[0].retry_policy = Some(rt::RetryPolicy {
+                    per_try_idle_timeout: seconds(1),
+                    ..Default::default()
+                });
+            }),
+            "retry_policy.per_try_idle_timeout",
+        ),
+    ];
+    for (result, path) in refused {
+        let error = result.unwrap_err();
+        assert!(error.path.ends_with(path), "{error} instead of {path}");
+    }
+}
+
+#[test]
 fn bootstraps_are_refused_with_path_and_reason() {
     let with = |change: &dyn Fn(&mut bs::Bootstrap)| {
         let mut b = bs::Bootstrap::default();

@@ -161,6 +161,7 @@ impl HttpConnectionManager {
             max_headers: config.max_headers_count as usize,
         };
         let mut idle = Idle::new(config.idle_timeout);
+        idle.end = config.max_connection_duration.map(|t| connection.start + t);
         let mut served = 0_u32;
         loop {
             let started = Cell::new(server.has_input());
@@ -190,7 +191,10 @@ impl HttpConnectionManager {
             self.stats.rq_http1_total.inc();
             served += 1;
             let last = config.max_requests_per_connection;
-            let leave = drain.is_draining() || (last > 0 && served >= last);
+            let worn = config
+                .max_connection_duration
+                .is_some_and(|t| connection.start.elapsed() >= t);
+            let leave = worn || drain.is_draining() || (last > 0 && served >= last);
             let old = request.minor == 0 || request.other_major;
             info.protocol = Some(if old {
                 Protocol::Http10
@@ -322,6 +326,10 @@ impl HttpConnectionManager {
         let mut drained = false;
         let active = Rc::new(Cell::new(0_u32));
         let mut idle = Idle::new(self.config.idle_timeout);
+        idle.end = self
+            .config
+            .max_connection_duration
+            .map(|t| connection.start + t);
         let mut served = 0_u32;
         loop {
             tokio::select! {
@@ -343,8 +351,8 @@ impl HttpConnectionManager {
                     drained = true;
                     h2.graceful_shutdown();
                 }
-                () = idle.expired() => {
-                    if active.get() == 0 && !drained {
+                () = idle.expired(), if !drained => {
+                    if active.get() == 0 || idle.end.is_some_and(|e| Instant::now() >= e) {
                         self.stats.cx_idle_timeout.inc();
                         drained = true;
                         h2.graceful_shutdown();
@@ -459,6 +467,8 @@ async fn sniff(server: &H1Server, idle: Option<Duration>) -> Option<bool> {
 struct Idle {
     timeout: Option<Duration>,
     last: Instant,
+    /// `max_connection_duration`: the connection takes no request after this.
+    end: Option<Instant>,
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
@@ -467,6 +477,7 @@ impl Idle {
         Self {
             timeout,
             last: Instant::now(),
+            end: None,
             sleep: None,
         }
     }
@@ -475,21 +486,24 @@ impl Idle {
         self.last = Instant::now();
     }
 
+    fn due(&self) -> Option<Instant> {
+        let idle = self.timeout.map(|t| self.last + t);
+        [idle, self.end].into_iter().flatten().min()
+    }
+
     async fn expired(&mut self) {
-        let Some(timeout) = self.timeout else {
-            return std::future::pending().await;
-        };
         loop {
-            let due = self.last + timeout;
-            let sleep = self
-                .sleep
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
-            sleep.as_mut().await;
-            let due = self.last + timeout;
+            let Some(due) = self.due() else {
+                return std::future::pending().await;
+            };
             if Instant::now() >= due {
                 return;
             }
+            let sleep = self
+                .sleep
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
             sleep.as_mut().reset(due.into());
+            sleep.as_mut().await;
         }
     }
 }

@@ -558,7 +558,15 @@ async fn connect<D: Downstream>(
 ) -> Result<(Arc<Host>, Acquired), ConnectError> {
     let cluster = plan.cluster;
     let policy = plan.policy.filter(|p| p.avoid_previous_hosts);
+    // Envoy's update_frequency as istiod sends it: priorities are given up from the third attempt on.
+    let give_up = plan.policy.is_some_and(|p| p.previous_priorities) && tried.len() >= 2;
+    let failed: Vec<u32> = tried
+        .iter()
+        .filter(|_| give_up)
+        .map(|h| h.priority)
+        .collect();
     let choice = Choice {
+        failed_priorities: &failed,
         hash: plan.hash,
         avoid: if policy.is_some() { tried } else { &[] },
         max_attempts: policy.map_or(0, |p| p.host_selection_retry_max_attempts),

@@ -61,6 +61,8 @@ pub struct Choice<'a> {
     pub avoid: &'a [Arc<Host>],
     /// How often another host is picked when one must be avoided.
     pub max_attempts: u32,
+    /// Priorities that failed already (previous_priorities); others are preferred.
+    pub failed_priorities: &'a [u32],
 }
 
 impl HostSet {
@@ -146,7 +148,18 @@ impl View {
         Self { levels }
     }
 
-    fn choose_level(&self, random: u64) -> Option<&Level> {
+    fn choose_level(&self, random: u64, failed: &[u32]) -> Option<&Level> {
+        if !failed.is_empty() {
+            // The first priority that has hosts and was not tried; if all were, the usual choice.
+            let fresh = self
+                .levels
+                .iter()
+                .enumerate()
+                .find(|(p, level)| !failed.contains(&(*p as u32)) && level.groups_total > 0);
+            if let Some((_, level)) = fresh {
+                return Some(level);
+            }
+        }
         let mut at = (random % 100) as u32;
         for level in &self.levels {
             if at < level.load {
@@ -430,7 +443,8 @@ fn choose_once(
         _ if hashes => Some(random()),
         _ => None,
     };
-    let level = view.choose_level(hash.unwrap_or_else(&mut *random))?;
+    let random_level = hash.unwrap_or_else(&mut *random);
+    let level = view.choose_level(random_level, choice.failed_priorities)?;
     if level.panic {
         cluster.stats().lb_healthy_panic.inc();
     }

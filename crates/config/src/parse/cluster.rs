@@ -344,7 +344,7 @@ fn original_dst(cx: &mut Cx, value: api::cluster::OriginalDstLbConfig) -> Result
         upstream_port_override,
         metadata_key,
     } = value;
-    refuse_set!(cx; metadata_key);
+    refuse_set!(cx; metadata_key, use_http_header);
     let header = if http_header_name.is_empty() {
         "x-envoy-original-dst-host".into()
     } else {

@@ -83,7 +83,7 @@ fn load_policy(cx: &mut Cx, value: api::cluster_load_assignment::Policy) -> Resu
         endpoint_stale_after,
         weighted_priority_health,
     } = value;
-    refuse_set!(cx; endpoint_stale_after, weighted_priority_health);
+    refuse_set!(cx; endpoint_stale_after, weighted_priority_health, drop_overloads);
     let drops = cx.each("drop_overloads", drop_overloads, |cx, d| {
         let api::cluster_load_assignment::policy::DropOverload {
             category,
@@ -208,6 +208,7 @@ fn host(
     } = value;
     ignore_set!(cx, NO_HEALTH_CHECKS; health_check_config);
     ignore_set!(cx, TELEMETRY; observability_name);
+    ignore_set!(cx, "connections use the first address"; additional_addresses);
     let main = cx.required("address", address, |cx, a| literal(cx, a, names))?;
     let more = cx.each("additional_addresses", additional_addresses, |cx, a| {
         let api::endpoint::AdditionalAddress { address } = a;

@@ -128,6 +128,10 @@ fn maglev(cx: &Cx, value: api::cluster::MaglevLbConfig) -> Result<LbPolicy> {
 }
 
 fn slow_start_of(cx: &mut Cx, value: api::cluster::SlowStartConfig) -> Result<SlowStart> {
+    cx.ignore_here(
+        "slow_start_config",
+        "a new host gets its full share at once",
+    );
     let api::cluster::SlowStartConfig {
         slow_start_window,
         aggression,
@@ -176,6 +180,8 @@ pub(super) fn common_lb(cx: &mut Cx, value: api::cluster::CommonLbConfig) -> Res
     } = value;
     refuse_set!(cx; consistent_hashing_lb_config);
     ignore_set!(cx, "updates are applied at once"; update_merge_window);
+    ignore_set!(cx, "connections to hosts that left are closed, the others go on";
+        close_connections_on_host_set_change);
     ignore_set!(cx, "there are no active health checks"; ignore_new_hosts_until_first_hc);
     ignore_set!(cx, "no filter overrides the chosen host"; override_host_status);
     let locality_weighted = match locality_config_specifier {

@@ -95,14 +95,16 @@ pub(super) fn http1(cx: &mut Cx, value: Option<core::Http1ProtocolOptions>) -> R
     refuse_set!(cx; allow_chunked_length, override_stream_error_on_invalid_http_message,
         send_fully_qualified_url, allow_custom_methods, ignore_http_11_upgrade);
     ignore_set!(cx, "there is one HTTP/1 parser"; use_balsa_parser);
+    let preserve_case = cx
+        .opt("header_key_format", header_key_format, key_format)?
+        .unwrap_or(false);
+    cx.refuse_if(preserve_case, "header_key_format.stateful_formatter")?;
     Ok(Http1 {
         allow_absolute_url: bool_or(allow_absolute_url, true),
         accept_http_10,
         default_host_for_http_10: optional_str(default_host_for_http_10),
         enable_trailers,
-        preserve_case: cx
-            .opt("header_key_format", header_key_format, key_format)?
-            .unwrap_or(false),
+        preserve_case,
     })
 }
 
@@ -174,6 +176,11 @@ pub(super) fn http2(
     let (keepalive_interval, keepalive_timeout) = cx
         .opt("connection_keepalive", connection_keepalive, keepalive)?
         .unwrap_or_default();
+    cx.refuse_if(
+        keepalive_interval.is_some(),
+        "connection_keepalive.interval",
+    )?;
+    cx.refuse_if(allow_connect, "allow_connect")?;
     const WINDOW: std::ops::RangeInclusive<u32> = 65_535..=2_147_483_647;
     Ok(Http2Options {
         max_concurrent_streams: u32_in(

@@ -29,7 +29,7 @@ pub(super) fn retry_policy(cx: &mut Cx, value: api::RetryPolicy) -> Result<Retry
         retriable_request_headers,
         refresh_cluster_on_retry,
     } = value;
-    refuse_set!(cx; retry_options_predicates, rate_limited_retry_back_off,
+    refuse_set!(cx; per_try_idle_timeout, retry_options_predicates, rate_limited_retry_back_off,
         retriable_request_headers, refresh_cluster_on_retry);
     let previous_priorities = cx
         .opt("retry_priority", retry_priority, priority)?
