@@ -5,6 +5,7 @@
 
 pub mod apps;
 pub mod ca;
+pub mod capture;
 pub mod cli;
 pub mod demo;
 pub mod dns;

@@ -245,6 +245,8 @@ pub struct Pod {
     /// The application.
     pub app: Option<Process>,
     lab: Arc<Lab>,
+    /// The sidecar's container.
+    container: Container,
 }
 
 /// The redirect rules of a default injection, for pods whose rules are not made by the product.
@@ -281,6 +283,7 @@ impl Pod {
             proxy: None,
             app: None,
             lab,
+            container: Container::default(),
         };
         pod.write_files(&deployment)?;
         match pod.spec.sidecar.clone() {
@@ -436,13 +439,8 @@ impl Pod {
             let to = "/var/lib/istio/envoy/envoy_bootstrap_tmpl.json".to_owned();
             container.mounts.push((template, to));
         }
-        self.proxy = Some(Process::start(
-            &self.netns,
-            &self.folder,
-            "istio-proxy",
-            &container,
-        )?);
-        Ok(())
+        self.container = container;
+        self.start_proxy()
     }
 
     fn container(
@@ -544,11 +542,19 @@ impl Pod {
             read_only: true,
             ..Container::default()
         };
+        self.container = container;
+        self.start_proxy()
+    }
+
+    /// Starts the sidecar's container (again), as a kubelet does when it has ended: same network,
+    /// volumes and log, a new file system; what still runs of the old one is killed.
+    pub fn start_proxy(&mut self) -> Result<(), PodError> {
+        self.proxy = None;
         self.proxy = Some(Process::start(
             &self.netns,
             &self.folder,
             "istio-proxy",
-            &container,
+            &self.container,
         )?);
         Ok(())
     }
