@@ -34,7 +34,7 @@ debug:
 test: setup debug ## all tests; those that need root make their own namespaces
 	OUTRIGGER_BIN=$(DEBUG)/outrigger PILOT_AGENT_BIN=$(DEBUG)/pilot-agent \
 	ISTIO_IPTABLES_BIN=$(DEBUG)/istio-iptables OUTRIGGER_LAB_BIN=$(DEBUG)/outrigger-lab \
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 demo: setup debug ## a mesh in namespaces; ONCE=1 ends by itself; DEMO_PROXY=envoy DEMO_BARE=1 for a real Envoy
 	$(DEBUG)/outrigger-lab demo $(DEMO_ARGS)

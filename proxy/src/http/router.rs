@@ -378,8 +378,9 @@ async fn run<D: Downstream>(
         if verdict == Verdict::Retry {
             retries += 1;
             plan.cluster.stats().rq_retry.inc();
-            if let Some(host) = s.info.upstream.host.take() {
-                tried.push(host);
+            // The record keeps the last host: if the retry finds none, the log names this one.
+            if let Some(host) = &s.info.upstream.host {
+                tried.push(Arc::clone(host));
             }
             wait(s, plan, &mut timers, retries).await?;
             continue;

@@ -65,7 +65,6 @@ async fn no_host(client: &Pod, path: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-#[ignore = "the proxy logs \"-\" as upstream host when a retry finds none; Envoy keeps the last one"]
 async fn a_retry_without_a_host_is_logged_with_the_host_of_the_attempt_before() {
     let Some(bench) = Bench::new() else { return };
     let mut only = recorded("02-helloworld", "sleep");
