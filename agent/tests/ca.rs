@@ -295,7 +295,7 @@ async fn rotation_goes_on_without_subscribers_while_the_ca_fails_half_of_the_tim
         // Not transient, so that the manager's own retry is what goes on.
         plane.call().await.end(Status::permission_denied("not now"));
         // Two seconds of life: renewed after about one.
-        issue(plane.call().await, &authority, 2).await;
+        issue(plane.call().await, &authority, 3).await;
         let mut status = manager.status();
         within(status.wait_for(|s| s.issued == round + 1))
             .await
@@ -323,7 +323,8 @@ async fn bad_answer_never_replaces_the_served_certificate() {
     let manager = SecretManager::spawn(manager_config(WorkloadSource::Ca(client)));
     let mut workload = manager.subscribe("default").expect("known name");
     let mut roots = manager.subscribe("ROOTCA").expect("known name");
-    issue(plane.call().await, &authority, 1).await;
+    // Long enough to be still valid when a busy machine gets to check it.
+    issue(plane.call().await, &authority, 4).await;
     let first = next(&mut workload).await;
     let first_root = next(&mut roots).await;
     let evil = Authority::new("evil");
