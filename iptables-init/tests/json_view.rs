@@ -245,7 +245,8 @@ impl Namespace {
     }
 
     fn ruleset(&self) -> String {
-        String::from_utf8_lossy(&self.exec(&["nft", "-s", "list", "ruleset"], "").stdout).into_owned()
+        String::from_utf8_lossy(&self.exec(&["nft", "-s", "list", "ruleset"], "").stdout)
+            .into_owned()
     }
 }
 
