@@ -183,10 +183,7 @@ fn render(tables: &[NftTable]) -> Value {
         }
         for chain in &table.chains {
             for rule in table.chain_rules(*chain) {
-                let udp = rule
-                    .matches
-                    .iter()
-                    .any(|m| *m == NftMatch::Other(Match::Udp));
+                let udp = rule.matches.contains(&NftMatch::Other(Match::Udp));
                 let protocol = if udp { "udp" } else { "tcp" };
                 let mut expr: Vec<Value> = rule
                     .matches
