@@ -67,10 +67,11 @@ fn envoy_protos() -> Result<PathBuf> {
             "metadata",
             "--format-version",
             "1",
-            "--offline",
+            "--locked",
             "--filter-platform",
         ])
-        // Packages of other platforms may not have been downloaded.
+        // Not offline: a build of the programs alone has not downloaded what only tests need, and the command
+        // wants every package of this platform.
         .arg(env::var("TARGET")?)
         .output()?;
     if !output.status.success() {
