@@ -172,6 +172,13 @@ pub struct Cli {
     pub force_iptables_binary: Option<String>,
 
     #[arg(
+        long,
+        value_name = "PACKET",
+        help = "Print what the rules of these flags do to a packet, then stop; \"table\" for every kind of packet. A packet is: out|in tcp|udp [from ADDRESS[:PORT]] [to] [ADDRESS]:PORT [uid=ID] [gid=ID] [dev=NAME] [state=new|established|related|invalid] [mark=N] [connmark=N]"
+    )]
+    pub explain: Option<String>,
+
+    #[arg(
         long = "log_output_level",
         allow_hyphen_values = true,
         help = "Comma separated scope:level list, or a bare level"

@@ -19,16 +19,8 @@ pub struct Machine;
 
 impl Host for Machine {
     fn addresses(&self) -> Result<Vec<IpAddr>, io::Error> {
-        let list = getifaddrs().map_err(io::Error::from)?;
-        Ok(list
-            .filter_map(|entry| {
-                let address = entry.address?;
-                if let Some(v4) = address.as_sockaddr_in() {
-                    return Some(IpAddr::V4(v4.ip()));
-                }
-                address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()))
-            })
-            .collect())
+        let list = interface_addresses()?;
+        Ok(list.into_iter().map(|(_, address)| address).collect())
     }
 
     fn resolv_conf(&self) -> Result<String, io::Error> {
@@ -39,6 +31,22 @@ impl Host for Machine {
         let text = read_bounded("/etc/passwd").ok()?;
         lookup_id(&text, name)
     }
+}
+
+/// Interfaces with their addresses, in the order of the kernel's dump.
+///
+/// # Errors
+/// The kernel refuses the dump.
+pub fn interface_addresses() -> Result<Vec<(String, IpAddr)>, io::Error> {
+    let list = getifaddrs().map_err(io::Error::from)?;
+    Ok(list
+        .filter_map(|entry| {
+            let address = entry.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            let v6 = || address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
+            Some((entry.interface_name, v4.or_else(v6)?))
+        })
+        .collect())
 }
 
 fn read_bounded(path: &str) -> Result<String, io::Error> {

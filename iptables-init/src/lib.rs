@@ -1,9 +1,10 @@
 //! Traffic redirection rules: one pure model (`rules`), rendered as iptables-restore text
 //! (`iptables`), nft transaction text and netlink messages (`nft`), applied with verification and
-//! rollback (`run`). Never writes anything that the model did not produce.
+//! rollback (`run`), explained for one packet (`explain`). Never writes anything that the model did not produce.
 
 pub mod cli;
 pub mod config;
+pub mod explain;
 pub mod host;
 pub mod iptables;
 pub mod log;

@@ -9,7 +9,8 @@ use clap::Parser as _;
 
 use crate::cli::{Cli, Environment, ProcessEnvironment, Settings};
 use crate::config::{Config, ConfigError, Variant};
-use crate::host::{Machine, OwnerError, OwnerNames};
+use crate::explain::{self, ExplainError, Pod, PodFacts};
+use crate::host::{Machine, OwnerError, OwnerNames, interface_addresses};
 use crate::iptables::apply::{self as iptables, FamilyPlan};
 use crate::iptables::detect::{self, Choice, ToolError};
 use crate::iptables::text::{render_restore, render_tables};
@@ -53,6 +54,10 @@ enum RunError {
     NoForcedTool,
     #[error("CNI mode is not supported: enter the pod's network namespace and run without it")]
     CniMode,
+    #[error(transparent)]
+    Explain(#[from] ExplainError),
+    #[error("failed to write the explanation: {0}")]
+    Stdout(#[source] std::io::Error),
     #[error("failed to write DRY_RUN_FILE_PATH {0}: {1}")]
     DryRunFile(String, #[source] std::io::Error),
     #[error(
@@ -88,12 +93,18 @@ where
             return EXIT_FLAGS;
         }
     };
+    let question = cli.explain.clone();
     let log = Log::new(
         cli.log_output_level.as_deref().unwrap_or_default(),
         cli.log_as_json.unwrap_or(false),
         cli.log_target.clone(),
     );
-    match run(Settings::resolve(cli, &ProcessEnvironment), &log) {
+    let settings = Settings::resolve(cli, &ProcessEnvironment);
+    let result = match question {
+        Some(question) => explain(&question, settings),
+        None => run(settings, &log),
+    };
+    match result {
         Ok(()) => EXIT_OK,
         Err(error) => {
             let code = match &error {
@@ -105,6 +116,29 @@ where
             code
         }
     }
+}
+
+/// Prints the answer alone, so that it can be read or compared; touches nothing.
+fn explain(question: &str, settings: Settings) -> Result<(), RunError> {
+    let flavor = if settings.native_nftables {
+        Flavor::Nft
+    } else {
+        Flavor::Iptables
+    };
+    let config = Config::build(settings, &Machine)?;
+    let pod = Pod {
+        addresses: interface_addresses().map_err(ConfigError::Interfaces)?,
+    };
+    let facts = PodFacts {
+        config: &config.rules,
+        route_table: config.route_table,
+        pod: &pod,
+        names: &OwnerNames::read(),
+    };
+    let answer = explain::explain(question, &facts, flavor)?;
+    std::io::stdout()
+        .write_all(answer.as_bytes())
+        .map_err(RunError::Stdout)
 }
 
 fn run(settings: Settings, log: &Log) -> Result<(), RunError> {
