@@ -2,102 +2,22 @@
 //! A small copy of the default cases lives in `tests/fixtures` and always runs; the whole index
 //! runs when the shared fixtures are present (`OUTRIGGER_SHARED`, else `../shared`).
 
+#[path = "golden/load.rs"]
+mod load;
+#[path = "golden/rows.rs"]
+mod rows;
+
 use std::collections::HashMap;
 use std::fs;
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use clap::Parser as _;
-use iptables_init::cli::{Cli, Environment, Settings};
-use iptables_init::config::{Config, Host};
+use iptables_init::config::Config;
 use iptables_init::iptables::text::{render_restore, render_tables};
 use iptables_init::nft::plan::build_plan;
 use iptables_init::nft::text::render_transaction;
 use iptables_init::rules::{Family, Flavor, build_rules};
 
-struct Env(HashMap<String, String>);
-
-impl Environment for Env {
-    fn var(&self, name: &str) -> Option<String> {
-        self.0.get(name).cloned()
-    }
-}
-
-struct Stand {
-    ipv6: bool,
-    resolv_conf: String,
-}
-
-impl Host for Stand {
-    fn addresses(&self) -> Result<Vec<IpAddr>, std::io::Error> {
-        let mut list = vec![IpAddr::from([10, 0, 0, 5])];
-        if self.ipv6 {
-            list.push(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 5]));
-        }
-        Ok(list)
-    }
-
-    fn resolv_conf(&self) -> Result<String, std::io::Error> {
-        Ok(self.resolv_conf.clone())
-    }
-
-    fn user_id(&self, _: &str) -> Option<u32> {
-        None
-    }
-}
-
-/// One row of index.tsv.
-struct Row {
-    file: String,
-    args: Vec<String>,
-    env: HashMap<String, String>,
-    host: Stand,
-}
-
-fn words(text: &str) -> Vec<String> {
-    text.split_whitespace()
-        .map(|word| word.trim_matches('\'').to_owned())
-        .collect()
-}
-
-fn parse_row(line: &str) -> Option<Row> {
-    let columns: Vec<&str> = line.split('\t').collect();
-    let [file, _, kind, _, args, env, preconditions, ..] = columns[..] else {
-        return None;
-    };
-    if !matches!(kind, "upstream" | "derived") {
-        return None;
-    }
-    let resolv_conf = preconditions
-        .split_once("nameservers=")
-        .map(|(_, list)| {
-            list.split(',')
-                .map(|s| format!("nameserver {}\n", s.trim()))
-                .collect()
-        })
-        .unwrap_or_default();
-    let env = env
-        .split_whitespace()
-        .filter_map(|pair| pair.split_once('='))
-        .map(|(k, v)| (k.to_owned(), v.to_owned()))
-        .collect();
-    Some(Row {
-        file: file.to_owned(),
-        args: words(args),
-        env,
-        host: Stand {
-            ipv6: preconditions.contains("ipv6=on"),
-            resolv_conf,
-        },
-    })
-}
-
-fn config(row: &Row) -> Config {
-    let argv = std::iter::once("istio-iptables").chain(row.args.iter().map(String::as_str));
-    let cli = Cli::try_parse_from(argv).expect("golden arguments are valid");
-    let settings = Settings::resolve(cli, &Env(row.env.clone()));
-    Config::build(settings, &row.host).expect("golden configuration is valid")
-}
+use rows::{CAPTURE, Row, Stand, config, rows, shared};
 
 fn iptables_run(config: &Config) -> String {
     let rules = build_rules(&config.rules, Flavor::Iptables);
@@ -143,22 +63,8 @@ fn check(root: &Path, row: &Row) -> Result<(), String> {
     Err(format!("{}\n--- want\n{golden}\n--- got\n{got}", row.file))
 }
 
-fn shared() -> Option<PathBuf> {
-    let base = std::env::var_os("OUTRIGGER_SHARED").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
-        PathBuf::from,
-    );
-    let root = base.join("fixtures/interception");
-    root.join("index.tsv").is_file().then_some(root)
-}
-
 fn check_index(root: &Path, folders: &[&str]) -> usize {
-    let index = fs::read_to_string(root.join("index.tsv")).expect("index.tsv is readable");
-    let rows: Vec<Row> = index
-        .lines()
-        .filter(|line| folders.iter().any(|f| line.starts_with(&format!("{f}/"))))
-        .filter_map(parse_row)
-        .collect();
+    let rows = rows(root, folders);
     let failures: Vec<String> = rows
         .iter()
         .filter_map(|row| check(root, row).err())
@@ -172,13 +78,6 @@ fn check_index(root: &Path, folders: &[&str]) -> usize {
     );
     rows.len()
 }
-
-const CAPTURE: [&str; 4] = [
-    "iptables-capture",
-    "nftables-capture",
-    "derived-iptables",
-    "derived-nftables",
-];
 
 #[test]
 fn default_rule_sets_equal_the_copied_goldens() {
