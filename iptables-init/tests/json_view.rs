@@ -1,8 +1,14 @@
-//! Third view of the rule model: the `nftables` crate's JSON. The plan is rendered as JSON, must be valid for the
-//! crate's schema, and `nft -j` must make the same kernel state of it as our netlink batch does.
+//! Third view of the rule model: the JSON of libnftables, command by command as in the transaction
+//! text. It must be valid for the `nftables` crate's schema, say the same as the golden text when
+//! each object is printed in nft's words, and `nft -j` must make the same kernel state of it as our
+//! netlink batch does.
+
+#[path = "golden/rows.rs"]
+mod rows;
 
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,7 +18,7 @@ use iptables_init::cli::{Cli, Environment, Settings};
 use iptables_init::config::{Config, Host};
 use iptables_init::nft::plan::{NftMatch, NftRule, NftTable, base_chain, build_plan, table_name};
 use iptables_init::rules::{Action, Family, Match, Ports};
-use iptables_init::values::{OwnerId, PortRange};
+use iptables_init::values::{Interface, OwnerId, PortRange};
 use serde_json::{Value, json};
 
 struct NoEnv;
@@ -64,6 +70,15 @@ const VARIANTS: &[(&[&str], bool)] = &[
         false,
     ),
     (&["--drop-invalid", "-c", "eth7"], false),
+    // A prefix of interface names, and rules that are inserted before others.
+    (
+        &["-c", "eth7,net+", "-k", "tap+,veth0", "-m", "TPROXY"],
+        false,
+    ),
+    (
+        &["-i", "10.0.0.0/8,fd00::/8", "-k", "tap+", "--dual-stack"],
+        true,
+    ),
 ];
 
 fn plan(extra: &[&str], ipv6: bool) -> Vec<NftTable> {
@@ -87,6 +102,12 @@ fn owner(id: &OwnerId) -> Value {
         OwnerId::Range(a, b) => json!({"range": [a, b]}),
         OwnerId::Name(name) => json!(name),
     }
+}
+
+/// nft marks a prefix with an asterisk.
+fn interface(interface: &Interface) -> Value {
+    let mark = if interface.prefix { "*" } else { "" };
+    json!(format!("{}{mark}", interface.name))
 }
 
 fn ports(ports: Ports) -> Value {
@@ -116,8 +137,8 @@ fn condition(matching: &NftMatch, protocol: &str) -> Option<Value> {
     let port = |field: &str| json!({"payload": {"protocol": protocol, "field": field}});
     let state = |list: Value| json!({"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": list}});
     Some(match matching {
-        Match::InInterface(i) => compare(false, meta("iifname"), json!(i.name)),
-        Match::OutInterface(i) => compare(false, meta("oifname"), json!(i.name)),
+        Match::InInterface(i) => compare(false, meta("iifname"), interface(i)),
+        Match::OutInterface(i) => compare(false, meta("oifname"), interface(i)),
         Match::InLo => compare(false, meta("iifname"), json!("lo")),
         Match::OutLo => compare(false, meta("oifname"), json!("lo")),
         Match::Tcp => compare(false, meta("l4proto"), json!("tcp")),
@@ -167,6 +188,24 @@ fn statements(rule: &NftRule) -> Vec<Value> {
     vec![counter, last]
 }
 
+/// One rule, appended or inserted before the rule that has the index at that moment.
+fn command(rule: &NftRule) -> Value {
+    let udp = rule.matches.contains(&NftMatch::Other(Match::Udp));
+    let protocol = if udp { "udp" } else { "tcp" };
+    let conditions = rule.matches.iter();
+    let mut expr: Vec<Value> = conditions.filter_map(|m| condition(m, protocol)).collect();
+    expr.extend(statements(rule));
+    let mut object = json!({"family": "inet", "table": table_name(rule.table),
+        "chain": rule.chain.nft_name(), "expr": expr});
+    match rule.index {
+        Some(index) => {
+            object["index"] = json!(index);
+            json!({"insert": {"rule": object}})
+        }
+        None => json!({"add": {"rule": object}}),
+    }
+}
+
 fn render(tables: &[NftTable]) -> Value {
     let mut objects = Vec::new();
     for table in tables {
@@ -181,22 +220,123 @@ fn render(tables: &[NftTable]) -> Value {
             }
             objects.push(json!({"add": {"chain": object}}));
         }
-        for chain in &table.chains {
-            for rule in table.chain_rules(*chain) {
-                let udp = rule.matches.contains(&NftMatch::Other(Match::Udp));
-                let protocol = if udp { "udp" } else { "tcp" };
-                let mut expr: Vec<Value> = rule
-                    .matches
-                    .iter()
-                    .filter_map(|m| condition(m, protocol))
-                    .collect();
-                expr.extend(statements(rule));
-                objects.push(json!({"add": {"rule": {"family": "inet", "table": name,
-                    "chain": chain.nft_name(), "expr": expr}}}));
+        objects.extend(table.rules.iter().map(command));
+    }
+    json!({ "nftables": objects })
+}
+
+/// The transaction in nft's words, made of the JSON objects alone.
+fn print(document: &Value) -> String {
+    let mut out = String::new();
+    for object in document["nftables"].as_array().expect("a list") {
+        let (verb, object) = object
+            .as_object()
+            .and_then(|o| o.iter().next())
+            .expect("one key");
+        let (kind, body) = object
+            .as_object()
+            .and_then(|o| o.iter().next())
+            .expect("one key");
+        let word = |key: &str| body[key].as_str().unwrap_or_default();
+        match kind.as_str() {
+            "table" => {
+                let name = word("name");
+                out += &format!("add table inet {name}\nflush table inet {name}\n");
+            }
+            "chain" => {
+                out += &format!("add chain inet {} {}", word("table"), word("name"));
+                if !body["hook"].is_null() {
+                    let (kind, hook, priority) = (word("type"), word("hook"), &body["prio"]);
+                    out += &format!(" {{ type {kind} hook {hook} priority {priority} ; }}");
+                }
+                out.push('\n');
+            }
+            _ => {
+                out += &format!("{verb} rule inet {} {}", word("table"), word("chain"));
+                if !body["index"].is_null() {
+                    out += &format!(" index {}", body["index"]);
+                }
+                for statement in body["expr"].as_array().expect("statements") {
+                    out.push(' ');
+                    out += &print_statement(statement, word("table").ends_with("raw"));
+                }
+                out.push('\n');
             }
         }
     }
-    json!({ "nftables": objects })
+    out
+}
+
+fn print_statement(statement: &Value, raw: bool) -> String {
+    let (name, body) = statement
+        .as_object()
+        .and_then(|o| o.iter().next())
+        .expect("one key");
+    match name.as_str() {
+        "match" => {
+            let not = if body["op"] == "!=" { "!= " } else { "" };
+            let left = print_value(&body["left"]);
+            // The reference writes the word `meta` for protocols, and for owners in the raw table.
+            let whole = left.ends_with("l4proto") || (raw && left.starts_with("meta sk"));
+            let left = if whole {
+                &left
+            } else {
+                left.trim_start_matches("meta ")
+            };
+            format!("{left} {not}{}", print_value(&body["right"]))
+        }
+        "mangle" => {
+            let value = print_value(&body["value"]);
+            // A mark on the right-hand side goes without its word as well.
+            let value = value.trim_start_matches("meta ");
+            format!("{} set {value}", print_value(&body["key"]))
+        }
+        "jump" => format!("jump {}", body["target"].as_str().unwrap_or_default()),
+        "redirect" => format!("redirect to :{}", body["port"]),
+        "tproxy" => {
+            let family = body["family"].as_str().unwrap_or_default();
+            format!("tproxy {family} to :{}", body["port"])
+        }
+        verdict => verdict.to_owned(),
+    }
+}
+
+fn print_value(value: &Value) -> String {
+    let part = |value: &Value, key: &str| print_value(&value[key]);
+    if let Value::Array(list) = value {
+        return list.iter().map(print_value).collect::<Vec<_>>().join(",");
+    }
+    let Some((name, body)) = value.as_object().and_then(|o| o.iter().next()) else {
+        return value
+            .as_str()
+            .map_or_else(|| value.to_string(), ToOwned::to_owned);
+    };
+    match name.as_str() {
+        "payload" => format!("{} {}", part(body, "protocol"), part(body, "field")),
+        "prefix" => format!("{}/{}", part(body, "addr"), part(body, "len")),
+        "range" => format!("{}-{}", print_value(&body[0]), print_value(&body[1])),
+        "set" => format!("{{ {}, {} }}", print_value(&body[0]), print_value(&body[1])),
+        key => format!("{key} {}", part(body, "key")),
+    }
+}
+
+#[test]
+fn the_objects_say_what_the_golden_text_says() {
+    let copied = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let root = rows::shared().unwrap_or_else(copied);
+    let rows = rows::rows(&root, &rows::CAPTURE);
+    let mut checked = 0;
+    for row in rows.iter().filter(|row| row.file.contains("nftables")) {
+        let golden = std::fs::read_to_string(root.join(&row.file)).expect("golden file");
+        let mut got = print(&render(&build_plan(&rows::config(row).rules)));
+        if row.file.ends_with("dns-uid-gid.golden") {
+            // The upstream test sets the text form directly; a resolv.conf value is normalised.
+            got = got.replace("::7f00:35", "::127.0.0.53");
+        }
+        assert_eq!(got.trim_end(), golden.trim_end(), "{}", row.file);
+        checked += 1;
+    }
+    assert!(checked >= 6, "{checked}");
 }
 
 /// A namespace with the pod's addresses, removed on drop.
