@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use outrigger_xds::Connector;
 use outrigger_xds::grpc::ClientOptions;
 use rustls_pki_types::ServerName;
@@ -29,6 +31,8 @@ pub use tls::{Compliance, SYSTEM_ROOTS, TlsError};
 const LOCAL_SERVER_NAME: &str = "istiod.istio-system.svc";
 /// Suffix of CA addresses that are reached in plaintext.
 const PLAINTEXT_SUFFIX: &str = ":15010";
+/// How long one address is waited for before the next is tried as well (RFC 8305 recommends 250 ms).
+const SILENCE: Duration = Duration::from_millis(250);
 
 /// Where the trusted roots are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +104,21 @@ pub fn ca_is_plaintext(address: &str) -> bool {
     address.ends_with(PLAINTEXT_SUFFIX)
 }
 
+/// Host (without brackets) and port of an address.
+///
+/// # Errors
+/// If it is not `host:port`.
+pub fn host_port(address: &str) -> Result<(String, u16), IstiodConfigError> {
+    let bad = || IstiodConfigError::Address(address.to_owned());
+    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+    let port = port.parse().map_err(|_| bad())?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if host.is_empty() {
+        return Err(bad());
+    }
+    Ok((host.to_owned(), port))
+}
+
 /// The configuration of a peer cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IstiodConfigError {
@@ -168,16 +187,7 @@ impl IstiodConnector {
     /// # Errors
     /// If the address is not `host:port` or the server name cannot be one.
     pub fn new(config: IstiodConfig) -> Result<Self, IstiodConfigError> {
-        let bad = || IstiodConfigError::Address(config.address.clone());
-        let (host, port) = config.address.rsplit_once(':').ok_or_else(bad)?;
-        let port: u16 = port.parse().map_err(|_| bad())?;
-        let host = host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
-        if host.is_empty() {
-            return Err(bad());
-        }
+        let (host, port) = host_port(&config.address)?;
         let server_name = match config.san.as_deref().filter(|san| !san.is_empty()) {
             Some(san) => san.to_owned(),
             None if host.contains("localhost") => LOCAL_SERVER_NAME.to_owned(),
@@ -274,25 +284,38 @@ impl IstiodConnector {
         Ok(stream)
     }
 
+    /// Tries the addresses of `host` in order, the next one when the one before fails or is
+    /// silent for a while; the first that connects wins.
     async fn dial_host(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+        let mut rest = self.config.resolver.lookup(host).await?.into_iter();
         let mut failure = ConnectError::Resolve(ResolveError::NotFound(host.to_owned()));
-        for ip in self.config.resolver.lookup(host).await? {
-            let address = SocketAddr::new(ip, port);
-            let connected = async {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Ok(stream)
-            };
-            // A silent address must leave time for the next one.
-            let limit = self.config.connect_timeout / 2;
-            match tokio::time::timeout(limit, connected).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(source)) => failure = ConnectError::Tcp { address, source },
-                Err(_) => failure = ConnectError::Timeout(limit),
+        let mut attempts = FuturesUnordered::new();
+        loop {
+            match rest.next() {
+                Some(ip) => attempts.push(connect(SocketAddr::new(ip, port))),
+                None if attempts.is_empty() => return Err(failure),
+                None => {}
+            }
+            tokio::select! {
+                Some(result) = attempts.next() => match result {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) => failure = error,
+                },
+                () = tokio::time::sleep(SILENCE), if rest.len() > 0 => {}
             }
         }
-        Err(failure)
     }
+}
+
+async fn connect(address: SocketAddr) -> Result<TcpStream, ConnectError> {
+    let connected = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    };
+    connected
+        .await
+        .map_err(|source| ConnectError::Tcp { address, source })
 }
 
 impl Connector for IstiodConnector {

@@ -72,7 +72,7 @@ pub struct XdsProxyMetrics {
 pub struct XdsProxyStatus {
     /// Streams connected to istiod now.
     pub connected: usize,
-    /// Last connect, TLS or stream error; `None` while the last attempt succeeded.
+    /// Last connect, TLS or stream error; `None` once istiod has sent something since.
     pub last_error: Option<String>,
 }
 
@@ -206,6 +206,12 @@ impl Shared {
             .send_modify(|status| status.last_error = Some(error));
     }
 
+    /// istiod has sent something: what failed before is over.
+    pub(crate) fn answered(&self) {
+        self.status
+            .send_if_modified(|status| status.last_error.take().is_some());
+    }
+
     /// Logs a dropped type once. The list is bounded: the peer chooses the names.
     pub(crate) fn report_dropped(&self, type_url: &str) {
         let mut seen = self.dropped_types.lock();
@@ -221,10 +227,7 @@ pub(crate) struct Connected(Arc<Shared>);
 
 impl Connected {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        shared.status.send_modify(|status| {
-            status.connected += 1;
-            status.last_error = None;
-        });
+        shared.status.send_modify(|status| status.connected += 1);
         Self(shared)
     }
 }

@@ -7,6 +7,7 @@ use outrigger_xds::pb::envoy::service::discovery::v3 as discovery;
 use outrigger_xds::pb::google::rpc::Status as RpcStatus;
 use outrigger_xds::wire::{Fields, Value, WireError, utf8};
 use prost::Message;
+use prost::encoding::decode_varint;
 
 /// gRPC code INTERNAL in `error_detail`.
 const INTERNAL: i32 = 13;
@@ -44,6 +45,8 @@ const RESPONSE: Numbers = Numbers {
 const RESOURCES: u32 = 2;
 /// Field `resource` of `discovery.Resource`.
 const RESOURCE_BODY: u32 = 2;
+/// Field `type_url` of `Any`.
+const ANY_TYPE_URL: u32 = 1;
 
 /// Outer fields of a request or response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,6 +78,80 @@ pub(super) fn request_head(protocol: Protocol, message: &Bytes) -> Result<Head, 
 
 pub(super) fn response_head(message: &Bytes) -> Result<Head, WireError> {
     head(message, &RESPONSE)
+}
+
+/// The type of a response of which only the beginning is there, by its `type_url` or by the type of
+/// its first resource; `None` if neither is in `start`. Resources come before `type_url` in what
+/// istiod sends, and may be longer than what is there.
+pub(super) fn early_type(protocol: Protocol, start: &Bytes) -> Option<String> {
+    let mut rest = start.clone();
+    while let Some(field) = Partial::next(&mut rest) {
+        let found = match field.number {
+            number if number == RESPONSE.type_url => field.text(),
+            RESOURCES => {
+                let any = match protocol {
+                    Protocol::Sotw => Some(field.value),
+                    Protocol::Delta => Partial::find(field.value, RESOURCE_BODY).map(|f| f.value),
+                };
+                any.and_then(|any| Partial::find(any, ANY_TYPE_URL)?.text())
+            }
+            _ => None,
+        };
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+/// A length-delimited field that may be cut off by the end of what is there.
+struct Partial {
+    number: u32,
+    value: Bytes,
+    whole: bool,
+}
+
+impl Partial {
+    /// The next field; other wire types stand as number 0, which no field has.
+    fn next(message: &mut Bytes) -> Option<Self> {
+        let mut fields = Fields::new(message.clone());
+        if let Some(Ok((number, value))) = fields.next() {
+            *message = fields.rest();
+            let (number, value) = match value {
+                Value::Bytes(value) => (number, value),
+                _ => (0, Bytes::new()),
+            };
+            return Some(Self {
+                number,
+                value,
+                whole: true,
+            });
+        }
+        let mut value = std::mem::take(message);
+        let key = decode_varint(&mut value).ok()?;
+        let length = decode_varint(&mut value).ok()?;
+        let cut = usize::try_from(length).is_ok_and(|length| length > value.len());
+        let number = u32::try_from(key >> 3).ok()?;
+        (key & 7 == 2 && cut).then_some(Self {
+            number,
+            value,
+            whole: false,
+        })
+    }
+
+    fn find(mut message: Bytes, number: u32) -> Option<Self> {
+        while let Some(field) = Self::next(&mut message) {
+            if field.number == number {
+                return Some(field);
+            }
+        }
+        None
+    }
+
+    fn text(&self) -> Option<String> {
+        let text = utf8(self.number, &self.value).ok();
+        text.filter(|_| self.whole)
+    }
 }
 
 /// The `Any` of every resource, still encoded.
@@ -148,6 +225,59 @@ pub(super) fn verdict(protocol: Protocol, head: &Head, error: Option<String>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use outrigger_xds::pb::google::protobuf::Any;
+
+    #[test]
+    fn type_is_known_from_the_beginning_of_both_variants_and_never_guessed() {
+        let any = |size: usize| Any {
+            type_url: "type".into(),
+            value: vec![1; size],
+        };
+        let delta = discovery::DeltaDiscoveryResponse {
+            system_version_info: "v".into(),
+            type_url: "type".into(),
+            resources: vec![discovery::Resource {
+                name: "n".into(),
+                version: "1".into(),
+                resource: Some(any(500)),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let sotw = discovery::DiscoveryResponse {
+            version_info: "v".into(),
+            type_url: "type".into(),
+            resources: vec![any(500)],
+            ..Default::default()
+        };
+        let empty = discovery::DeltaDiscoveryResponse {
+            type_url: "type".into(),
+            removed_resources: vec!["x".into(); 100],
+            ..Default::default()
+        };
+        for (protocol, bytes) in [
+            (Protocol::Delta, delta.encode_to_vec()),
+            (Protocol::Sotw, sotw.encode_to_vec()),
+            (Protocol::Delta, empty.encode_to_vec()),
+        ] {
+            let bytes = Bytes::from(bytes);
+            let known = |end: usize| early_type(protocol, &bytes.slice(..end));
+            assert_eq!(known(40).as_deref(), Some("type"), "{protocol:?}");
+            for end in 0..bytes.len() {
+                let found = known(end);
+                assert!(
+                    matches!(found.as_deref(), None | Some("type")),
+                    "{end} {found:?}"
+                );
+            }
+        }
+        for garbage in [&b"\xff\xff\xff"[..], b"\x12\xff", b"\x22\x01\xff", b""] {
+            assert_eq!(
+                early_type(Protocol::Delta, &Bytes::from_static(garbage)),
+                None
+            );
+        }
+    }
 
     #[test]
     fn heads_are_read_from_real_encodings_of_both_variants() {

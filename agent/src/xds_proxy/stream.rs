@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use outrigger_xds::grpc::{Connection, GrpcError, MessageSender, MessageStream, Responder};
+use bytes::{BufMut, Bytes, BytesMut};
+use outrigger_xds::grpc::{
+    Connection, FrameError, GrpcError, MessageSender, MessageStream, Part, Responder, code_name,
+};
 use outrigger_xds::type_url::{
     EXTENSION, HEALTH_INFORMATION, LISTENER, NAME_TABLE, PROXY_CONFIG, WORKLOAD,
 };
@@ -26,14 +28,39 @@ const ENVOY_TYPES: &str = "type.googleapis.com/envoy.";
 /// A send to the proxy that takes longer is worth a warning.
 const SLOW_SEND: Duration = Duration::from_secs(10);
 
+/// Responses up to this length are collected; of longer ones the type is looked at, and what is the
+/// proxy's passes on in pieces.
+const COLLECTED: usize = 64 * 1024;
+/// Longest response that the agent reads itself (name table, extension configs).
+const MAX_OWN: usize = 64 << 20;
+/// Most bytes of requests that wait for an istiod that does not read.
+const MAX_QUEUED: usize = 64 << 20;
+
 /// Who ended the stream.
 enum End {
     /// The proxy closed its side, or its stream broke.
     Downstream(Option<GrpcError>),
+    /// The proxy sends what is no discovery request.
+    BadRequest(WireError),
+    /// The proxy sends more than istiod takes.
+    Flood,
     /// istiod ended the stream.
     Upstream(Option<GrpcError>),
-    /// A message that is no discovery message.
-    Malformed(&'static str, WireError),
+    /// istiod sends what is no discovery response.
+    BadResponse(WireError),
+}
+
+/// A response: read by the agent, or passed on without being in memory as a whole.
+enum Response {
+    Whole(Bytes),
+    Passed,
+}
+
+/// What goes to the proxy.
+enum Out {
+    Message(Bytes),
+    Start(usize, Bytes),
+    More(Bytes),
 }
 
 struct Streams {
@@ -104,44 +131,47 @@ async fn connect(
     Ok((connection, sender, responses))
 }
 
-/// Logs and counts the end of a stream.
+/// Logs and counts the end of a stream; the result is what the proxy is told.
 fn finish(shared: &Shared, end: End) -> Result<(), Status> {
     let metrics = &shared.metrics;
-    let (side, error, cancelled, failed) = match end {
-        End::Downstream(error) => (
-            "downstream",
-            error,
-            &metrics.envoy_cancelled,
-            &metrics.envoy_error,
-        ),
-        End::Upstream(error) => (
-            "upstream",
-            error,
-            &metrics.istiod_cancelled,
-            &metrics.istiod_error,
-        ),
-        End::Malformed(what, error) => {
-            count(&metrics.envoy_error);
-            return Err(Status::invalid_argument(format!("{what}: {error}")));
+    let (upstream, error) = match end {
+        End::Downstream(error) => (false, error.map(|e| (classify(&e), e.status()))),
+        End::BadRequest(error) => {
+            let status = Status::invalid_argument(format!("malformed request: {error}"));
+            (false, Some((EndClass::Unexpected, status)))
+        }
+        End::Flood => {
+            let status = Status::resource_exhausted("istiod does not take the requests");
+            (false, Some((EndClass::Unexpected, status)))
+        }
+        End::Upstream(error) => (true, error.map(|e| (classify(&e), e.status()))),
+        End::BadResponse(error) => {
+            let status = Status::internal(format!("malformed response from istiod: {error}"));
+            (true, Some((EndClass::Unexpected, status)))
         }
     };
-    let Some(error) = error else {
+    let (side, cancelled, failed) = if upstream {
+        ("upstream", &metrics.istiod_cancelled, &metrics.istiod_error)
+    } else {
+        ("downstream", &metrics.envoy_cancelled, &metrics.envoy_error)
+    };
+    let Some((class, status)) = error else {
         count(cancelled);
         tracing::debug!(side, "xDS stream ended");
         return Ok(());
     };
-    let class = classify(&error);
-    if side == "upstream" {
-        shared.failed(error.to_string());
-    }
+    let error = format!("{}: {}", code_name(status.code()), status.message());
     if class == EndClass::Unexpected {
         count(failed);
-        tracing::warn!(side, %error, "xDS stream ended");
+        tracing::warn!(side, error, "xDS stream ended");
     } else {
         count(cancelled);
-        tracing::debug!(side, %error, "xDS stream ended");
+        tracing::debug!(side, error, "xDS stream ended");
     }
-    Err(error.status())
+    if upstream {
+        shared.failed(error);
+    }
+    Err(status)
 }
 
 impl Streams {
@@ -165,8 +195,11 @@ impl Streams {
                 .fetch_max(message.len() as u64, Ordering::Relaxed);
             let head = match head::request_head(self.protocol, &message) {
                 Ok(head) => head,
-                Err(error) => return End::Malformed("malformed request", error),
+                Err(error) => return End::BadRequest(error),
             };
+            if self.upstream.queued() + message.len() > MAX_QUEUED {
+                return End::Flood;
+            }
             if head.type_url == EXTENSION && !head.version.is_empty() {
                 self.extension_version.lock().clone_from(&head.version);
             }
@@ -210,33 +243,82 @@ impl Streams {
     }
 
     async fn forward_responses(&self, mut responses: MessageStream, down: &Responder) -> End {
-        loop {
-            let message = match responses.message().await {
-                Ok(Some(message)) => message,
-                Ok(None) => return End::Upstream(None),
-                Err(error) => return End::Upstream(Some(error)),
-            };
-            count(&self.shared.metrics.responses);
-            let head = match head::response_head(&message) {
-                Ok(head) => head,
-                Err(error) => return End::Malformed("malformed response", error),
-            };
-            if self.handle(&head, &message) {
+        match self.try_forward_responses(&mut responses, down).await {
+            Ok(()) => End::Upstream(None),
+            Err(end) => end,
+        }
+    }
+
+    async fn try_forward_responses(
+        &self,
+        responses: &mut MessageStream,
+        down: &Responder,
+    ) -> Result<(), End> {
+        while let Some(response) = self.response(responses, down).await? {
+            self.shared.answered();
+            let Response::Whole(message) = response else {
                 continue;
-            }
-            let send = down.send(message);
-            tokio::pin!(send);
-            let sent = tokio::select! {
-                sent = &mut send => sent,
-                () = tokio::time::sleep(SLOW_SEND) => {
-                    tracing::warn!(type_url = head.type_url, "the proxy is slow to take a response");
-                    send.await
-                }
             };
-            if sent.is_err() {
-                return End::Downstream(None);
+            let head = head::response_head(&message).map_err(End::BadResponse)?;
+            if !self.handle(&head, &message) {
+                send(down, Out::Message(message), &head.type_url).await?;
             }
         }
+        Ok(())
+    }
+
+    /// The next response. A long one is passed on while it arrives, unless the agent reads its
+    /// type: the memory of the agent does not depend on what is pushed.
+    async fn response(
+        &self,
+        responses: &mut MessageStream,
+        down: &Responder,
+    ) -> Result<Option<Response>, End> {
+        let failed = |error| End::Upstream(Some(error));
+        let part = responses.part(COLLECTED).await.map_err(failed)?;
+        if part.is_some() {
+            count(&self.shared.metrics.responses);
+        }
+        let (length, first) = match part {
+            None => return Ok(None),
+            Some(Part::Whole(message) | Part::More(message)) => {
+                return Ok(Some(Response::Whole(message)));
+            }
+            Some(Part::Start { length, first }) => (length, first),
+        };
+        let type_url = head::early_type(self.protocol, &first).unwrap_or_default();
+        let mut missing = length - first.len();
+        let mut next = async || match responses.part(COLLECTED).await.map_err(failed)? {
+            Some(Part::More(piece)) => Ok(piece),
+            // A body that ends inside a message is an error of the call above.
+            _ => Err(failed(GrpcError::Truncated)),
+        };
+        if self.passes(&type_url) {
+            send(down, Out::Start(length, first), &type_url).await?;
+            while missing > 0 {
+                let piece = next().await?;
+                missing -= piece.len();
+                send(down, Out::More(piece), &type_url).await?;
+            }
+            return Ok(Some(Response::Passed));
+        }
+        if length > MAX_OWN {
+            let limit = MAX_OWN;
+            return Err(failed(FrameError::TooLarge { length, limit }.into()));
+        }
+        let mut message = BytesMut::from(first);
+        while missing > 0 {
+            let piece = next().await?;
+            missing -= piece.len();
+            message.put(piece);
+        }
+        Ok(Some(Response::Whole(message.freeze())))
+    }
+
+    /// True for types that are the proxy's business alone.
+    fn passes(&self, type_url: &str) -> bool {
+        let converted = type_url == EXTENSION && self.shared.config.convert_wasm;
+        (type_url.starts_with(ENVOY_TYPES) || type_url == WORKLOAD) && !converted
     }
 
     /// True if the response was the agent's own business and is answered.
@@ -307,4 +389,24 @@ impl Streams {
         }
         Ok(())
     }
+}
+
+/// Sends to the proxy, however slow it is; says so if it is very slow.
+async fn send(down: &Responder, out: Out, type_url: &str) -> Result<(), End> {
+    let send = async {
+        match out {
+            Out::Message(message) => down.send(message).await,
+            Out::Start(length, first) => down.start(length, first).await,
+            Out::More(piece) => down.more(piece).await,
+        }
+    };
+    tokio::pin!(send);
+    let sent = tokio::select! {
+        sent = &mut send => sent,
+        () = tokio::time::sleep(SLOW_SEND) => {
+            tracing::warn!(type_url, "the proxy is slow to take a response");
+            send.await
+        }
+    };
+    sent.map_err(|_| End::Downstream(None))
 }

@@ -11,7 +11,7 @@ pub mod server;
 mod stream;
 
 pub use client::{ClientOptions, Connection, MessageSender};
-pub use frame::FrameError;
+pub use frame::{FrameError, Part};
 /// HTTP/2 error code, see [`GrpcError::h2_reason`].
 pub use h2::Reason as H2Reason;
 pub use server::{Responder, ServerCall, ServerOptions};

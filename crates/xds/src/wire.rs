@@ -50,6 +50,12 @@ impl Fields {
         }
     }
 
+    /// What has not been read yet.
+    #[must_use]
+    pub fn rest(self) -> Bytes {
+        self.buf
+    }
+
     fn varint(&mut self) -> Result<u64, WireError> {
         let mut value = 0u64;
         for shift in (0..70).step_by(7) {

@@ -2,6 +2,8 @@
 //! The connection lives as long as the [`Connection`] value; dropping it closes the transport.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -116,7 +118,12 @@ impl Connection {
             .path_and_query(path)
             .build()?;
         let (sender, queue) = mpsc::unbounded_channel();
-        let mut request = Request::post(uri).body(OutgoingBody { queue, rest: None })?;
+        let queued = Arc::new(AtomicUsize::new(0));
+        let mut request = Request::post(uri).body(OutgoingBody {
+            queue,
+            queued: Arc::clone(&queued),
+            rest: None,
+        })?;
         let headers = request.headers_mut();
         headers.extend(metadata.iter().map(|(k, v)| (k.clone(), v.clone())));
         headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
@@ -130,7 +137,10 @@ impl Connection {
         self.send.ready().await.map_err(GrpcError::Transport)?;
         let opening = Box::pin(self.send.send_request(request));
         Ok((
-            MessageSender { queue: sender },
+            MessageSender {
+                queue: sender,
+                queued,
+            },
             MessageStream::opening(opening, self.options.max_message),
         ))
     }
@@ -168,6 +178,8 @@ pub struct CallOver;
 #[derive(Debug, Clone)]
 pub struct MessageSender {
     queue: mpsc::UnboundedSender<Bytes>,
+    /// Bytes in `queue`.
+    queued: Arc<AtomicUsize>,
 }
 
 impl MessageSender {
@@ -176,7 +188,15 @@ impl MessageSender {
     /// # Errors
     /// If the call is over.
     pub fn send(&self, message: Bytes) -> Result<(), CallOver> {
+        self.queued.fetch_add(message.len(), Ordering::Relaxed);
         self.queue.send(message).map_err(|_| CallOver)
+    }
+
+    /// Bytes that wait because the peer does not read. A sender of messages it does not choose
+    /// itself bounds this.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
     }
 }
 
@@ -184,6 +204,7 @@ impl MessageSender {
 #[derive(Debug)]
 struct OutgoingBody {
     queue: mpsc::UnboundedReceiver<Bytes>,
+    queued: Arc<AtomicUsize>,
     /// A long message whose prefix has been sent.
     rest: Option<Bytes>,
 }
@@ -200,7 +221,9 @@ impl http_body::Body for OutgoingBody {
             return Poll::Ready(Some(Ok(BodyFrame::data(rest))));
         }
         self.queue.poll_recv(cx).map(|message| {
-            let (first, rest) = split(message?);
+            let message = message?;
+            self.queued.fetch_sub(message.len(), Ordering::Relaxed);
+            let (first, rest) = split(message);
             self.rest = rest;
             Some(Ok(BodyFrame::data(first)))
         })

@@ -30,6 +30,22 @@ pub(super) fn prefix(length: usize) -> [u8; PREFIX] {
     [0, length[0], length[1], length[2], length[3]]
 }
 
+/// A message, or a piece of one that is too long to be collected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// A message that is not longer than the limit asked for.
+    Whole(Bytes),
+    /// The beginning of a longer one.
+    Start {
+        /// Length of the whole message, bytes.
+        length: usize,
+        /// Its first bytes, as many as the limit asked for.
+        first: Bytes,
+    },
+    /// What follows; the message ends where its announced length is reached.
+    More(Bytes),
+}
+
 /// Collects messages from chunks of a body.
 #[derive(Debug)]
 pub(super) struct Deframer {
@@ -38,6 +54,8 @@ pub(super) struct Deframer {
     prefix: [u8; PREFIX],
     prefix_len: usize,
     message: Option<(usize, BytesMut)>,
+    /// Bytes that are left of a message whose start was given out.
+    rest: usize,
 }
 
 impl Deframer {
@@ -48,6 +66,7 @@ impl Deframer {
             prefix: [0; PREFIX],
             prefix_len: 0,
             message: None,
+            rest: 0,
         }
     }
 
@@ -62,7 +81,34 @@ impl Deframer {
 
     /// True if the body may end here.
     pub(super) const fn at_boundary(&self) -> bool {
-        self.prefix_len == 0 && self.message.is_none()
+        self.prefix_len == 0 && self.message.is_none() && self.rest == 0
+    }
+
+    /// As [`Self::next_message`], but a message over `whole` bytes comes in pieces.
+    pub(super) fn next_part(&mut self, whole: usize) -> Result<Option<Part>, FrameError> {
+        if self.rest > 0 {
+            let piece = self.chunk.split_to(self.rest.min(self.chunk.len()));
+            self.rest -= piece.len();
+            return Ok((!piece.is_empty()).then_some(Part::More(piece)));
+        }
+        if self.message.is_none() && !self.read_prefix()? {
+            return Ok(None);
+        }
+        let Some((length, mut buf)) = self.message.take_if(|(length, _)| *length > whole) else {
+            return Ok(self.next_message()?.map(Part::Whole));
+        };
+        let missing = whole.saturating_sub(buf.len());
+        buf.put(self.chunk.split_to(missing.min(self.chunk.len())));
+        if buf.len() < whole {
+            self.message = Some((length, buf));
+            return Ok(None);
+        }
+        self.prefix_len = 0;
+        self.rest = length - buf.len();
+        Ok(Some(Part::Start {
+            length,
+            first: buf.freeze(),
+        }))
     }
 
     pub(super) fn next_message(&mut self) -> Result<Option<Bytes>, FrameError> {
@@ -147,6 +193,43 @@ mod tests {
             assert_eq!(messages.len(), 4, "chunk size {size}");
             assert_eq!(messages[2], &b"hello"[..]);
             assert_eq!(messages[3], &[7; 300][..]);
+        }
+    }
+
+    #[test]
+    fn long_messages_come_in_pieces_and_short_ones_whole() {
+        let mut body = Vec::new();
+        for message in [&b"hello"[..], &[7; 300], b"", &[8; 65]] {
+            body.extend_from_slice(&prefix(message.len()));
+            body.extend_from_slice(message);
+        }
+        for size in 1..body.len() {
+            let mut deframer = Deframer::new(300);
+            let mut messages: Vec<(usize, Vec<u8>)> = Vec::new();
+            for chunk in body.chunks(size) {
+                deframer.push(Bytes::copy_from_slice(chunk));
+                while let Some(part) = deframer.next_part(64).expect("valid frames") {
+                    match part {
+                        Part::Whole(message) => messages.push((message.len(), message.into())),
+                        Part::Start { length, first } => {
+                            assert_eq!(first.len(), 64);
+                            messages.push((length, first.into()));
+                        }
+                        Part::More(piece) => {
+                            messages.last_mut().expect("started").1.extend(piece);
+                        }
+                    }
+                }
+            }
+            assert!(deframer.at_boundary(), "chunk size {size}");
+            let lengths: Vec<usize> = messages.iter().map(|(length, _)| *length).collect();
+            assert_eq!(lengths, [5, 300, 0, 65], "chunk size {size}");
+            assert!(
+                messages
+                    .iter()
+                    .all(|(length, bytes)| *length == bytes.len())
+            );
+            assert_eq!(messages[1].1, [7; 300]);
         }
     }
 

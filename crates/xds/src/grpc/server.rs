@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tonic::Status;
 
 use super::client::split;
+use super::frame::prefix;
 use super::{BodyFrame, GrpcError, MessageStream};
 
 /// Pause after a failed `accept`, so that a lack of descriptors does not spin.
@@ -61,6 +62,8 @@ pub struct ServerCall {
 
 enum Out {
     Message(Bytes),
+    Start(usize, Bytes),
+    More(Bytes),
     End(Box<Status>),
 }
 
@@ -76,10 +79,28 @@ impl Responder {
     /// # Errors
     /// If the client is gone.
     pub async fn send(&self, message: Bytes) -> Result<(), super::client::CallOver> {
-        self.queue
-            .send(Out::Message(message))
-            .await
-            .map_err(|_| super::client::CallOver)
+        self.out(Out::Message(message)).await
+    }
+
+    /// Sends the beginning of a message of `length` bytes; the caller owes the rest.
+    ///
+    /// # Errors
+    /// If the client is gone.
+    pub async fn start(&self, length: usize, first: Bytes) -> Result<(), super::client::CallOver> {
+        self.out(Out::Start(length, first)).await
+    }
+
+    /// Sends what follows [`Self::start`].
+    ///
+    /// # Errors
+    /// If the client is gone.
+    pub async fn more(&self, piece: Bytes) -> Result<(), super::client::CallOver> {
+        self.out(Out::More(piece)).await
+    }
+
+    async fn out(&self, out: Out) -> Result<(), super::client::CallOver> {
+        let sent = self.queue.send(out).await;
+        sent.map_err(|_| super::client::CallOver)
     }
 
     /// Resolves when the client is gone.
@@ -214,6 +235,11 @@ impl http_body::Body for AnswerBody {
                     self.rest = rest;
                     BodyFrame::data(first)
                 }
+                Some(Out::Start(length, first)) => {
+                    self.rest = Some(first);
+                    BodyFrame::data(Bytes::copy_from_slice(&prefix(length)))
+                }
+                Some(Out::More(piece)) => BodyFrame::data(piece),
                 Some(Out::End(status)) => self.trailers(&status),
                 // The handler's task panicked.
                 None => self.trailers(&Status::internal("handler ended without a status")),

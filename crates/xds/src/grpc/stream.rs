@@ -9,7 +9,7 @@ use http::{Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
 
-use super::frame::Deframer;
+use super::frame::{Deframer, FrameError, Part};
 use super::{GrpcError, check_status};
 
 pub(super) type Opening =
@@ -63,14 +63,34 @@ impl MessageStream {
     /// # Errors
     /// The status of the peer, a broken transport or malformed framing; afterwards `None`.
     pub async fn message(&mut self) -> Result<Option<Bytes>, GrpcError> {
-        let result = std::future::poll_fn(|cx| self.poll_message(cx)).await;
+        self.next(Deframer::next_message).await
+    }
+
+    /// As [`Self::message`], but a message over `whole` bytes comes in pieces as they arrive, so
+    /// that it need not fit into memory. Not to be mixed with [`Self::message`] inside a message.
+    ///
+    /// # Errors
+    /// As [`Self::message`].
+    pub async fn part(&mut self, whole: usize) -> Result<Option<Part>, GrpcError> {
+        self.next(|deframer| deframer.next_part(whole)).await
+    }
+
+    async fn next<T>(
+        &mut self,
+        mut take: impl FnMut(&mut Deframer) -> Result<Option<T>, FrameError>,
+    ) -> Result<Option<T>, GrpcError> {
+        let result = std::future::poll_fn(|cx| self.poll_next(cx, &mut take)).await;
         if !matches!(result, Ok(Some(_))) {
             self.state = State::Done;
         }
         result
     }
 
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, GrpcError>> {
+    fn poll_next<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: &mut impl FnMut(&mut Deframer) -> Result<Option<T>, FrameError>,
+    ) -> Poll<Result<Option<T>, GrpcError>> {
         loop {
             match &mut self.state {
                 State::Done => return Poll::Ready(Ok(None)),
@@ -92,8 +112,8 @@ impl MessageStream {
                     body,
                     trailers_expected,
                 } => {
-                    if let Some(message) = self.deframer.next_message()? {
-                        return Poll::Ready(Ok(Some(message)));
+                    if let Some(taken) = take(&mut self.deframer)? {
+                        return Poll::Ready(Ok(Some(taken)));
                     }
                     let Some(frame) = ready!(Pin::new(body).poll_frame(cx)) else {
                         return Poll::Ready(

@@ -99,12 +99,13 @@ impl Driver {
                     }
                 }
                 message = stream.message(), if self.waiting.is_empty() => match message {
-                    Ok(Some(bytes)) => {
-                        self.backoff.reset();
-                        if let Err(error) = self.receive(bytes) {
+                    Ok(Some(bytes)) => match self.receive(bytes) {
+                        // Only a server that makes sense is asked again soon.
+                        Ok(()) => self.backoff.reset(),
+                        Err(error) => {
                             return Stop::Reconnect(DisconnectReason::Decode(error));
                         }
-                    }
+                    },
                     Ok(None) => return Stop::Reconnect(DisconnectReason::Ended),
                     Err(error) => {
                         return Stop::Reconnect(DisconnectReason::Stream(error.to_string()));
