@@ -45,18 +45,18 @@ pub enum HttpsProxyError {
 }
 
 impl HttpsProxy {
-    /// The proxy for `host`, from the values of `HTTPS_PROXY` and `NO_PROXY`. Empty means none;
-    /// `localhost` and loopback addresses never go through a proxy.
+    /// The proxy for `host` and `port`, from the values of `HTTPS_PROXY` and `NO_PROXY`. Empty
+    /// means none; `localhost` and loopback addresses never go through a proxy.
     ///
     /// # Errors
     /// If the URL cannot be used.
     pub fn for_host(
         https_proxy: &str,
         no_proxy: &str,
-        host: &str,
+        (host, port): (&str, u16),
     ) -> Result<Option<Self>, HttpsProxyError> {
         let url = https_proxy.trim();
-        if url.is_empty() || bypasses(no_proxy, host) {
+        if url.is_empty() || bypasses(no_proxy, host, port) {
             return Ok(None);
         }
         let rest = match url.split_once("://") {
@@ -116,7 +116,7 @@ impl HttpsProxy {
 }
 
 /// True if `host` is reached without proxy.
-fn bypasses(no_proxy: &str, host: &str) -> bool {
+fn bypasses(no_proxy: &str, host: &str, port: u16) -> bool {
     let ip: Option<IpAddr> = host.parse().ok();
     if host.eq_ignore_ascii_case("localhost") || ip.is_some_and(|ip| ip.is_loopback()) {
         return true;
@@ -124,22 +124,37 @@ fn bypasses(no_proxy: &str, host: &str) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     no_proxy
         .split(',')
-        .map(str::trim)
-        .filter(|rule| !rule.is_empty())
-        .any(|rule| {
-            let rule = rule.to_ascii_lowercase();
-            if rule == "*" {
-                return true;
-            }
-            if let Some(ip) = ip {
-                return rule.parse() == Ok(ip) || in_block(&rule, ip);
-            }
-            let domain = rule.trim_start_matches("*.");
-            match domain.strip_prefix('.') {
-                Some(suffix) => host.ends_with(&format!(".{suffix}")),
-                None => host == domain || host.ends_with(&format!(".{domain}")),
-            }
-        })
+        .map(|rule| rule.trim().to_ascii_lowercase())
+        .any(|rule| rule == "*" || rule_matches(&rule, &host, ip, port))
+}
+
+/// One rule: an address, a CIDR block, `domain` (and what is below it), `.domain` or `*.domain`
+/// (only what is below it), each but the block perhaps with `:port`.
+fn rule_matches(rule: &str, host: &str, ip: Option<IpAddr>, port: u16) -> bool {
+    if let Some(ip) = ip
+        && (rule.trim_matches(['[', ']']).parse() == Ok(ip) || in_block(rule, ip))
+    {
+        return true;
+    }
+    let (rule, wanted) = match rule.rsplit_once(':') {
+        Some((name, number)) if !name.contains(':') || name.ends_with(']') => (name, Some(number)),
+        _ => (rule, None),
+    };
+    if rule.is_empty() || wanted.is_some_and(|wanted| wanted.parse() != Ok(port)) {
+        return false;
+    }
+    if let Some(ip) = ip {
+        return rule.trim_matches(['[', ']']).parse() == Ok(ip);
+    }
+    match rule.strip_prefix('*').unwrap_or(rule).strip_prefix('.') {
+        Some(domain) => below(host, domain),
+        None => host == rule || below(host, rule),
+    }
+}
+
+fn below(host: &str, domain: &str) -> bool {
+    host.strip_suffix(domain)
+        .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
 }
 
 /// True if `rule` is a CIDR block that holds `ip`.
@@ -192,6 +207,20 @@ mod tests {
             ("http://", "", target, Err(HttpsProxyError::Address)),
             ("p:1", "*", target, Ok(None)),
             ("p:1", "other, .svc", target, Ok(None)),
+            ("p:1", "*.svc", target, Ok(None)),
+            ("p:1", "istiod.istio-system.svc", target, Ok(None)),
+            (
+                "p:1",
+                "*.istiod.istio-system.svc, .istiod.istio-system.svc, , :",
+                target,
+                Ok(Some(("p", 1))),
+            ),
+            ("p:1", "svc:15012", target, Ok(None)),
+            ("p:1", "svc:443, svc:x", target, Ok(Some(("p", 1)))),
+            ("p:1", "10.244.0.1:15012", "10.244.0.1", Ok(None)),
+            ("p:1", "10.244.0.1:1", "10.244.0.1", Ok(Some(("p", 1)))),
+            ("p:1", "fd12::1", "fd12::1", Ok(None)),
+            ("p:1", "[fd12::1]:15012", "fd12::1", Ok(None)),
             ("p:1", "svc", target, Ok(None)),
             ("p:1", "vc", target, Ok(Some(("p", 1)))),
             ("p:1", "10.0.0.0/8", "10.244.0.1", Ok(None)),
@@ -200,7 +229,7 @@ mod tests {
             ("p:1", "", "localhost", Ok(None)),
             ("p:1", "", "127.0.0.1", Ok(None)),
         ] {
-            let got = HttpsProxy::for_host(url, no_proxy, host)
+            let got = HttpsProxy::for_host(url, no_proxy, (host, 15012))
                 .map(|proxy| proxy.map(|p| (p.host, p.port)));
             let expected = expected.map(|p| p.map(|(h, port)| (h.to_owned(), port)));
             assert_eq!(got, expected, "{url} {no_proxy} {host}");
@@ -213,7 +242,7 @@ mod tests {
             .await
             .expect("bind");
         let address = listener.local_addr().expect("address");
-        let proxy = HttpsProxy::for_host("http://u:pw@p:1", "", "istiod").expect("url");
+        let proxy = HttpsProxy::for_host("http://u:pw@p:1", "", ("istiod", 1)).expect("url");
         let proxy = proxy.expect("a proxy");
         assert!(!format!("{proxy:?}").contains("pw"));
         for (answer, ok) in [

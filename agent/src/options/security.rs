@@ -12,14 +12,20 @@ use super::Environment;
 use crate::ca_client::CaConfig;
 use crate::credential::{CredentialError, CredentialSource, RequestMetadata};
 use crate::istiod::{
-    ClientCertificate, Compliance, IstiodConfig, IstiodConfigError, IstiodConnector, RootSource,
-    TlsSettings, ca_is_plaintext,
+    ClientCertificate, Compliance, HttpsProxy, HttpsProxyError, IstiodConfig, IstiodConfigError,
+    IstiodConnector, RootSource, TlsSettings, ca_is_plaintext, host_port,
 };
 use crate::secret_manager::{KeyAlgorithm, KeyConfig, MountedFiles, OutputCerts, RotationConfig};
 
 const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
 const LEGACY_ROOT: &str = "./etc/certs/root-cert.pem";
 const ISTIOD_ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
+/// Longest request of the proxy by default, bytes. A reconnecting proxy lists all it has in one
+/// request, which passes the 4 MiB of the reference in large meshes (istio/istio#55820).
+const MAX_REQUEST: usize = 64 << 20;
+/// gRPC's own lower bounds of the ping interval.
+const SHORTEST_CLIENT_PING: Duration = Duration::from_secs(10);
+const SHORTEST_SERVER_PING: Duration = Duration::from_secs(1);
 const WORKLOAD_FILES: &str = "./var/run/secrets/workload-spiffe-credentials";
 
 /// Settings that cannot be used; all end the agent with code 255.
@@ -31,6 +37,9 @@ pub enum SecurityError {
     /// Address or server name.
     #[error(transparent)]
     Address(#[from] IstiodConfigError),
+    /// The proxy that the environment names.
+    #[error(transparent)]
+    Proxy(#[from] HttpsProxyError),
     /// The trusted roots must be there before anything is trusted.
     #[error("root CA file for {peer} does not exist {path}")]
     MissingRoot {
@@ -74,17 +83,22 @@ impl Security<'_> {
     /// # Errors
     /// A bad address, or missing roots.
     pub fn xds(&self) -> Result<IstiodConnector, SecurityError> {
+        Ok(IstiodConnector::new(self.xds_endpoint()?)?)
+    }
+
+    fn xds_endpoint(&self) -> Result<IstiodConfig, SecurityError> {
         let tls = match self.settings.control_plane_auth_policy {
             AuthPolicy::None => None,
             _ => Some(self.tls("XDS", self.xds_root()?)?),
         };
         let san = Some(self.environment.text("ISTIOD_SAN")).filter(|san| !san.is_empty());
-        let config = IstiodConfig {
+        let address = self.settings.discovery_address.clone();
+        Ok(IstiodConfig {
             san,
-            keepalive: self.keepalive(),
-            ..IstiodConfig::new(self.settings.discovery_address.clone(), tls)
-        };
-        Ok(IstiodConnector::new(config)?)
+            keepalive: self.client_keepalive(),
+            https_proxy: self.https_proxy(&address)?,
+            ..IstiodConfig::new(address, tls)
+        })
     }
 
     /// Requests to the CA.
@@ -92,6 +106,18 @@ impl Security<'_> {
     /// # Errors
     /// A bad address, or missing roots.
     pub fn ca(&self) -> Result<CaConfig, SecurityError> {
+        Ok(CaConfig {
+            endpoint: IstiodConnector::new(self.ca_endpoint()?)?,
+            metadata: self.metadata("CA_HEADER_")?,
+            cert_signer: self.environment.text("ISTIO_META_CERT_SIGNER"),
+            ttl: self
+                .environment
+                .duration("SECRET_TTL", Duration::from_secs(24 * 3600)),
+            try_timeout: Duration::from_secs(10),
+        })
+    }
+
+    fn ca_endpoint(&self) -> Result<IstiodConfig, SecurityError> {
         let explicit = self.environment.text("CA_ADDR");
         let (address, san) = if explicit.is_empty() {
             let san = self.environment.text("ISTIOD_SAN");
@@ -107,19 +133,11 @@ impl Security<'_> {
         } else {
             Some(self.tls("CA", self.ca_root()?)?)
         };
-        let config = IstiodConfig {
+        Ok(IstiodConfig {
             san,
-            keepalive: self.keepalive(),
+            keepalive: self.client_keepalive(),
+            https_proxy: self.https_proxy(&address)?,
             ..IstiodConfig::new(address, tls)
-        };
-        Ok(CaConfig {
-            endpoint: IstiodConnector::new(config)?,
-            metadata: self.metadata("CA_HEADER_")?,
-            cert_signer: self.environment.text("ISTIO_META_CERT_SIGNER"),
-            ttl: self
-                .environment
-                .duration("SECRET_TTL", Duration::from_secs(24 * 3600)),
-            try_timeout: Duration::from_secs(10),
         })
     }
 
@@ -152,21 +170,44 @@ impl Security<'_> {
             max_streams: self.environment.number("ISTIO_GPRC_MAXSTREAMS", 100_000),
             max_message: self
                 .environment
-                .number("ISTIO_GPRC_MAXRECVMSGSIZE", 4 << 20),
-            keepalive: Some(self.keepalive()),
+                .number("ISTIO_GPRC_MAXRECVMSGSIZE", MAX_REQUEST),
+            keepalive: Some(self.keepalive(SHORTEST_SERVER_PING)),
             ..ServerOptions::default()
         }
     }
 
-    fn keepalive(&self) -> (Duration, Duration) {
+    fn client_keepalive(&self) -> (Duration, Duration) {
+        self.keepalive(SHORTEST_CLIENT_PING)
+    }
+
+    /// Interval (not under `shortest`) and the wait for an answer (a second at least): pings
+    /// without pause would be an attack on the peer.
+    fn keepalive(&self, shortest: Duration) -> (Duration, Duration) {
         let seconds = |name, default| {
             self.environment
                 .duration(name, Duration::from_secs(default))
         };
         (
-            seconds("GRPC_KEEPALIVE_INTERVAL", 30),
-            seconds("GRPC_KEEPALIVE_TIMEOUT", 10),
+            seconds("GRPC_KEEPALIVE_INTERVAL", 30).max(shortest),
+            seconds("GRPC_KEEPALIVE_TIMEOUT", 10).max(SHORTEST_SERVER_PING),
         )
+    }
+
+    /// The way to `address`, by `HTTPS_PROXY` and `NO_PROXY` in either spelling.
+    fn https_proxy(&self, address: &str) -> Result<Option<HttpsProxy>, SecurityError> {
+        let either = |upper: &str, lower: &str| {
+            let text = self.environment.text(upper);
+            if text.is_empty() {
+                self.environment.text(lower)
+            } else {
+                text
+            }
+        };
+        let proxy = either("HTTPS_PROXY", "https_proxy");
+        let exceptions = either("NO_PROXY", "no_proxy");
+        let (host, port) = host_port(address)?;
+        let target = (host.as_str(), port);
+        Ok(HttpsProxy::for_host(&proxy, &exceptions, target)?)
     }
 
     /// Certificates that are mounted instead of requested; `None` asks the CA.
@@ -344,3 +385,6 @@ fn explicit_root(text: &str) -> Option<RootSource> {
         file => Some(RootSource::File(PathBuf::from(file))),
     }
 }
+
+#[cfg(test)]
+mod tests;
