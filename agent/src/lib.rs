@@ -5,6 +5,7 @@
 pub mod ca_client;
 pub mod cli;
 pub mod credential;
+pub mod health;
 pub mod istiod;
 pub mod log;
 pub mod metrics;

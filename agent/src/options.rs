@@ -20,6 +20,7 @@ pub use environment::Environment;
 pub use proxy_config::ProxyConfigError;
 
 use crate::cli::ProxyArgs;
+use crate::health::{HealthConfig, HealthConfigError};
 
 /// Istio version whose behaviour this agent has; istiod gates features by it.
 pub const ISTIO_VERSION: &str = "1.31.0";
@@ -53,12 +54,9 @@ pub enum OptionsError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// A ProxyConfig setting that is not implemented.
-    #[error("{field} is not supported")]
-    Unsupported {
-        /// Path in ProxyConfig.
-        field: &'static str,
-    },
+    /// `readinessProbe` of ProxyConfig.
+    #[error(transparent)]
+    Health(#[from] HealthConfigError),
     /// A bootstrap template of the user.
     #[error("custom bootstrap templates are not supported yet: {0}")]
     CustomTemplate(String),
@@ -151,6 +149,8 @@ pub struct Options {
     pub status: StatusOptions,
     /// Drain.
     pub drain: DrainOptions,
+    /// `readinessProbe`.
+    pub health: Option<HealthConfig>,
 }
 
 impl Options {
@@ -167,7 +167,6 @@ impl Options {
         let annotations = pod_file(Path::new(POD_ANNOTATIONS));
         let overrides = proxy_config::Layers::read(&args, &environment, annotations.as_ref())?;
         let (config, settings) = overrides.merge(&args, &environment).await?;
-        refuse_unsupported_settings(&settings)?;
         let bootstrap = bootstrap_source(&args, &environment, &settings)?;
         let node = node_inputs(&args, &environment, annotations)?;
         let port = u16::try_from(settings.status_port).unwrap_or(0);
@@ -175,6 +174,7 @@ impl Options {
         Ok(Self {
             status: status_options(&environment, &node, port, disable_envoy),
             drain: drain_options(&environment, &node, &settings),
+            health: health(&environment, &node, &settings)?,
             grpc_bootstrap: non_empty_path(
                 &environment.text_or("GRPC_XDS_BOOTSTRAP", DEFAULT_GRPC_BOOTSTRAP),
             ),
@@ -300,21 +300,22 @@ fn refuse_unsupported(environment: &Environment) -> Result<(), OptionsError> {
     {
         return refuse("PROV_CERT", "cannot be combined with FILE_MOUNTED_CERTS");
     }
-    for name in ["HTTPS_PROXY", "https_proxy"] {
-        if !environment.text(name).is_empty() {
-            tracing::warn!("{name} is not supported: istiod and the CA are connected directly");
-        }
-    }
     Ok(())
 }
 
-fn refuse_unsupported_settings(settings: &ProxySettings) -> Result<(), OptionsError> {
-    if settings.readiness_probe.is_some() {
-        return Err(OptionsError::Unsupported {
-            field: "readinessProbe",
-        });
-    }
-    Ok(())
+/// The workload's health is asked for as kubelet would: at the pod's address, or `localhost` with
+/// `REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION`.
+fn health(
+    environment: &Environment,
+    node: &NodeInputs,
+    settings: &ProxySettings,
+) -> Result<Option<HealthConfig>, HealthConfigError> {
+    let Some(probe) = &settings.readiness_probe else {
+        return Ok(None);
+    };
+    let legacy = environment.boolean("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION", false);
+    let local = node.ips.first().copied().filter(|_| !legacy);
+    HealthConfig::parse(probe, local).map(Some)
 }
 
 /// A template that was asked for and is not ours cannot be rendered. One that merely stands at

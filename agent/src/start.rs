@@ -12,6 +12,7 @@ use bootstrap_templates::{
 use tokio::task::JoinSet;
 
 use crate::ca_client::CaClient;
+use crate::health::HealthConfig;
 use crate::metrics::{Metrics, Page};
 use crate::options::security::{Security, SecurityError};
 use crate::options::{BootstrapSource, Options, OptionsError};
@@ -89,19 +90,29 @@ pub async fn run(mut options: Options) -> Result<u8, StartError> {
     let istiod = Arc::new(std::sync::OnceLock::<XdsProxyHandle>::new());
 
     let mut services = JoinSet::new();
-    let readiness = readiness(&options, proxied.clone(), metrics.clone(), istiod.clone());
+    let checks = readiness(&options, proxied.clone(), metrics.clone(), istiod.clone());
     if options.status.port != 0 {
         let parts = StatusParts {
             metrics: metrics.clone(),
-            readiness: Arc::new(readiness),
+            readiness: Arc::new(checks),
             lifecycle: lifecycle.clone(),
-            admin: proxied,
+            admin: proxied.clone(),
             inbound_only: options.drain.inbound_only,
             ipv6_only,
         };
         services.spawn(StatusServer::bind(&options.status, parts)?.serve());
     }
     let handle = control_plane(&mut options, &metrics, &mut services).await?;
+    if let Some(health) = options.health.clone() {
+        // An instance of its own: what it has seen is not what the kubelet was told.
+        let ready = readiness(&options, proxied, metrics.clone(), istiod.clone());
+        services.spawn(report_health(
+            health,
+            ready,
+            lifecycle.clone(),
+            handle.clone(),
+        ));
+    }
     // Set once, before anybody can have read it.
     let _ = istiod.set(handle);
 
@@ -123,6 +134,23 @@ pub async fn run(mut options: Options) -> Result<u8, StartError> {
     };
     services.shutdown().await;
     Ok(code)
+}
+
+async fn report_health(
+    config: HealthConfig,
+    ready: Readiness,
+    lifecycle: Arc<Lifecycle>,
+    istiod: XdsProxyHandle,
+) {
+    let parts = Arc::new((ready, lifecycle));
+    let check = move || {
+        let parts = parts.clone();
+        async move {
+            let (ready, lifecycle) = &*parts;
+            ready.check(lifecycle).await.map_err(|e| e.to_string())
+        }
+    };
+    config.run(check, |health| istiod.set_health(health)).await;
 }
 
 fn readiness(

@@ -2,7 +2,7 @@
 //! Serves until the agent ends, so that probes and scrapes still work while the proxy drains.
 
 mod accept;
-mod probe;
+pub(crate) mod probe;
 mod probe_config;
 mod ready;
 mod scrape;

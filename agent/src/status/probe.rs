@@ -1,7 +1,7 @@
 //! Runs the application's probes in the kubelet's place. Connections leave from 127.0.0.6 (`::6`),
 //! which the redirect rules let through to the application untouched.
 
-mod tls;
+pub(crate) mod tls;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 use super::AnyError;
 
 /// Connects with TLS; the flag says whether HTTP/2 was agreed.
-pub(super) async fn connect(
+pub(crate) async fn connect(
     stream: TcpStream,
     host: &str,
     http2: bool,
