@@ -3,6 +3,7 @@
 //! [`Host`] so that tests can stand in; writes nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 
 use crate::cli::Settings;
 use crate::rules::RuleConfig;
@@ -148,6 +149,15 @@ impl Config {
             host_ip,
             forced,
         })
+    }
+}
+
+impl Config {
+    /// In CNI mode the iptables programs lock the namespace they work on, not the node.
+    #[must_use]
+    pub fn xtables_lock(&self) -> Option<PathBuf> {
+        let path = &self.settings.network_namespace;
+        (self.settings.cni_mode && !path.is_empty()).then(|| path.into())
     }
 }
 

@@ -69,7 +69,7 @@ fn lookup_id(text: &str, name: &str) -> Option<u32> {
     })
 }
 
-/// A name that no file knows, or a form the native backend cannot express.
+/// A name that no file knows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OwnerError {
     /// Unknown user.
@@ -78,9 +78,6 @@ pub enum OwnerError {
     /// Unknown group.
     #[error("Group does not exist: {0:?} is not in /etc/group")]
     Group(String),
-    /// Id ranges exist only in iptables.
-    #[error("owner range {0} is not supported with native nftables; list single ids")]
-    Range(String),
 }
 
 /// The user and group files.
@@ -106,32 +103,31 @@ impl OwnerNames {
         Self { passwd, group }
     }
 
-    /// Numeric UID.
+    /// Numeric UIDs, both ends included; equal unless a range was given.
     ///
     /// # Errors
-    /// Unknown name, or a range.
-    pub fn user(&self, id: &OwnerId) -> Result<u32, OwnerError> {
-        match id {
-            OwnerId::Number(n) => Ok(*n),
-            OwnerId::Name(name) => {
-                lookup_id(&self.passwd, name).ok_or_else(|| OwnerError::User(name.clone()))
-            }
-            OwnerId::Range(..) => Err(OwnerError::Range(id.to_string())),
-        }
+    /// Unknown name.
+    pub fn user(&self, id: &OwnerId) -> Result<(u32, u32), OwnerError> {
+        resolve(id, &self.passwd).map_err(OwnerError::User)
     }
 
-    /// Numeric GID.
+    /// Numeric GIDs, both ends included; equal unless a range was given.
     ///
     /// # Errors
-    /// Unknown name, or a range.
-    pub fn group(&self, id: &OwnerId) -> Result<u32, OwnerError> {
-        match id {
-            OwnerId::Number(n) => Ok(*n),
-            OwnerId::Name(name) => {
-                lookup_id(&self.group, name).ok_or_else(|| OwnerError::Group(name.clone()))
-            }
-            OwnerId::Range(..) => Err(OwnerError::Range(id.to_string())),
-        }
+    /// Unknown name.
+    pub fn group(&self, id: &OwnerId) -> Result<(u32, u32), OwnerError> {
+        resolve(id, &self.group).map_err(OwnerError::Group)
+    }
+}
+
+/// The ids, or the name that `file` does not have.
+fn resolve(id: &OwnerId, file: &str) -> Result<(u32, u32), String> {
+    match id {
+        OwnerId::Number(n) => Ok((*n, *n)),
+        OwnerId::Range(low, high) => Ok((*low, *high)),
+        OwnerId::Name(name) => lookup_id(file, name)
+            .map(|n| (n, n))
+            .ok_or_else(|| name.clone()),
     }
 }
 
@@ -146,8 +142,8 @@ mod tests {
             "ftp:x:14:\njava:x:70000:a,b\n".into(),
         );
         let name = |n: &str| OwnerId::Name(n.to_owned());
-        assert_eq!(names.user(&name("istio-proxy")), Ok(1337));
-        assert_eq!(names.group(&name("java")), Ok(70000));
+        assert_eq!(names.user(&name("istio-proxy")), Ok((1337, 1337)));
+        assert_eq!(names.group(&name("java")), Ok((70000, 70000)));
         assert_eq!(
             names.user(&name("broken")),
             Err(OwnerError::User("broken".into()))
@@ -156,6 +152,6 @@ mod tests {
             names.group(&name("root")),
             Err(OwnerError::Group("root".into()))
         );
-        assert!(names.user(&OwnerId::Range(1, 2)).is_err());
+        assert_eq!(names.user(&OwnerId::Range(1, 2)), Ok((1, 2)));
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod apply;
 pub mod detect;
+pub mod legacy;
 pub mod state;
 pub mod text;

@@ -4,10 +4,13 @@
 
 pub mod cli;
 pub mod config;
+pub mod dry_run;
+pub mod engine;
 pub mod explain;
 pub mod host;
 pub mod iptables;
 pub mod log;
+pub mod namespace;
 pub mod nft;
 pub mod report;
 pub mod routes;

@@ -103,6 +103,11 @@ impl Log {
         }
     }
 
+    /// Detail for debugging.
+    pub fn debug(&self, text: &str) {
+        self.write(Level::Debug, text);
+    }
+
     /// Information.
     pub fn info(&self, text: &str) {
         self.write(Level::Info, text);

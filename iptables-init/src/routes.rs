@@ -1,55 +1,15 @@
-//! Addresses, policy rules and routes that TPROXY and the IPv6 passthrough source need, through
-//! rtnetlink. Looks before it adds, remembers what it added so that a failure can be undone.
+//! Addresses, policy rules and routes that TPROXY and the IPv6 passthrough source need. Reads what
+//! is there, plans the changes, makes them one by one; every change knows its inverse, and what
+//! was removed is put back exactly as the kernel reported it.
+
+mod netlink;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    setsockopt, socket, sockopt,
-};
-use nix::sys::time::TimeVal;
-
-use crate::nft::wire::{Attributes, attribute, messages, push_message};
-
-const RTM_NEWADDR: u16 = 20;
-const RTM_DELADDR: u16 = 21;
-const RTM_NEWROUTE: u16 = 24;
-const RTM_DELROUTE: u16 = 25;
-const RTM_NEWRULE: u16 = 32;
-const RTM_DELRULE: u16 = 33;
-const RTM_GETRULE: u16 = 34;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-const NLM_F_EXCL: u16 = 0x200;
-const NLM_F_CREATE: u16 = 0x400;
-const FRA_PRIORITY: u16 = 6;
-const FRA_FWMARK: u16 = 10;
-const FRA_TABLE: u16 = 15;
-const FRA_FWMASK: u16 = 16;
-const IFA_ADDRESS: u16 = 1;
-const IFA_LOCAL: u16 = 2;
-const RTA_OIF: u16 = 4;
-const RTA_TABLE: u16 = 15;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-/// RTN_LOCAL: deliver to this host.
-const RTN_LOCAL: u8 = 2;
-const RT_SCOPE_HOST: u8 = 254;
-const RTPROT_BOOT: u8 = 3;
-/// FR_ACT_TO_TBL.
-const ACTION_TABLE: u8 = 1;
-/// The loopback interface of a network namespace is always number 1.
-const LOOPBACK_INDEX: u32 = 1;
-/// Priority of the policy rule; the ambient agent uses the same number.
-const RULE_PRIORITY: u32 = 32764;
-/// Source address of the passthrough over IPv6.
-const PASSTHROUGH_V6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 6];
+use crate::rules::Family;
+pub use netlink::RouteSocket;
+use netlink::{local_default, mark_rule, passthrough_address};
 
 /// What the configuration needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,251 +22,267 @@ pub struct RoutePlan {
     pub tproxy: Option<(u32, u32)>,
 }
 
-/// Failure of a route step; the steps before it have been undone.
+impl RoutePlan {
+    /// Nothing is wanted.
+    pub const NONE: Self = Self {
+        ipv6: false,
+        address: false,
+        tproxy: None,
+    };
+
+    fn covers(&self, family: Family, mark: u32, table: u32) -> bool {
+        self.tproxy == Some((mark, table)) && (self.ipv6 || family == Family::V4)
+    }
+}
+
+/// Which policy rules count as ours when they are not wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ownership {
+    /// Those with one of these marks.
+    Marks(Vec<u32>),
+    /// Every rule that consists of a mark and looks up a table with only the local default route
+    /// of lo; also the rule and the route of this mark and table, one without the other.
+    Shape {
+        /// Mark of the flags.
+        mark: u32,
+        /// Table of the flags.
+        table: u32,
+    },
+}
+
+/// Failure of a route step; that step took no effect.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to configure routes: {what}: {source}")]
+#[error("failed to configure routes: failed to {what}: {source}")]
 pub struct RouteError {
     /// Which step.
-    pub what: &'static str,
+    pub what: String,
     /// The kernel's answer.
     #[source]
     pub source: io::Error,
 }
 
-/// One thing that exists or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Item {
+enum Kind {
     Address,
-    Rule { family: u8, mark: u32, table: u32 },
-    Route { family: u8, table: u32 },
+    Rule,
+    Route,
 }
 
-impl Item {
-    const fn what(self) -> &'static str {
+impl Kind {
+    const fn name(self) -> &'static str {
         match self {
             Self::Address => "IPv6 inbound address",
-            Self::Rule { .. } => "policy routing rule",
-            Self::Route { .. } => "local default route",
+            Self::Rule => "policy routing rule",
+            Self::Route => "local default route",
         }
     }
 }
 
-/// What an apply added; hand it to [`undo`] to take it back.
-#[derive(Debug, Default)]
-pub struct Added(Vec<Item>);
-
-impl Added {
-    /// Whether `::6` was added now.
-    #[must_use]
-    pub fn address(&self) -> bool {
-        self.0.contains(&Item::Address)
-    }
-
-    /// Whether anything was added.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
+/// One thing that exists or not: its kind and the body of its netlink message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Item {
+    kind: Kind,
+    body: Vec<u8>,
 }
 
-fn items(plan: RoutePlan) -> Vec<Item> {
-    let mut items = Vec::new();
-    if plan.address {
-        items.push(Item::Address);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Add,
+    Remove,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    verb: Verb,
+    item: Item,
+}
+
+impl Change {
+    const fn add(item: Item) -> Self {
+        let verb = Verb::Add;
+        Self { verb, item }
     }
-    if let Some((mark, table)) = plan.tproxy {
-        let families: &[u8] = if plan.ipv6 {
-            &[AF_INET, AF_INET6]
-        } else {
-            &[AF_INET]
+
+    const fn remove(item: Item) -> Self {
+        let verb = Verb::Remove;
+        Self { verb, item }
+    }
+
+    /// Makes the change.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn make(&self, socket: &RouteSocket) -> Result<(), RouteError> {
+        let (verb, done) = match self.verb {
+            Verb::Add => ("add", socket.add(&self.item)),
+            Verb::Remove => ("remove", socket.remove(&self.item)),
         };
-        for family in families.iter().copied() {
-            items.push(Item::Rule {
-                family,
-                mark,
-                table,
-            });
-            items.push(Item::Route { family, table });
-        }
+        done.map_err(|errno| RouteError {
+            what: format!("{verb} {}", self.item.kind.name()),
+            source: errno.into(),
+        })
     }
-    items
+
+    /// What takes this change back.
+    #[must_use]
+    pub fn inverse(&self) -> Self {
+        let verb = match self.verb {
+            Verb::Add => Verb::Remove,
+            Verb::Remove => Verb::Add,
+        };
+        let item = self.item.clone();
+        Self { verb, item }
+    }
+
+    /// Whether this adds `::6`.
+    #[must_use]
+    pub fn adds_address(&self) -> bool {
+        self.verb == Verb::Add && self.item.kind == Kind::Address
+    }
 }
 
-/// Whether the loopback interface refuses IPv6 addresses.
+/// Changes in the order in which they are safe: `add` before the rules that need it are written,
+/// `remove` after the rules that needed it are gone.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// What is missing.
+    pub add: Vec<Change>,
+    /// What is left of earlier runs.
+    pub remove: Vec<Change>,
+}
+
+/// Whether the loopback interface refuses IPv6 addresses and routes.
 #[must_use]
 pub fn loopback_ipv6_disabled() -> bool {
     fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|t| t.trim() == "1")
 }
 
-/// Adds what is missing.
+/// Reads what is there and plans the changes that make it `wanted`.
 ///
 /// # Errors
-/// The first refused step; everything added before it has been removed again.
-pub fn apply(plan: RoutePlan) -> Result<Added, RouteError> {
-    let mut added = Added::default();
-    for item in items(plan) {
-        match add(item) {
-            Ok(true) => added.0.push(item),
-            Ok(false) => {}
-            Err(source) => {
-                undo(&added);
-                let what = item.what();
-                return Err(RouteError { what, source });
+/// The kernel refuses to answer.
+pub fn plan(
+    socket: &RouteSocket,
+    wanted: RoutePlan,
+    ours: &Ownership,
+) -> Result<Changes, RouteError> {
+    let mut changes = Changes::default();
+    let failed = |what: &'static str| {
+        move |errno: nix::errno::Errno| RouteError {
+            what: format!("read {what}"),
+            source: errno.into(),
+        }
+    };
+    let address = socket.passthrough_address().map_err(failed("addresses"))?;
+    match address {
+        Some(item) if !wanted.address => changes.remove.push(Change::remove(item)),
+        None if wanted.address => changes.add.push(Change::add(passthrough_address())),
+        _ => {}
+    }
+    for family in [Family::V4, Family::V6] {
+        plan_family(socket, wanted, ours, family, &mut changes).map_err(failed("routes"))?;
+    }
+    Ok(changes)
+}
+
+/// What a table holds.
+struct Content {
+    table: u32,
+    local_default: Option<Item>,
+    others: bool,
+}
+
+fn plan_family(
+    socket: &RouteSocket,
+    wanted: RoutePlan,
+    ours: &Ownership,
+    family: Family,
+    changes: &mut Changes,
+) -> Result<(), nix::errno::Errno> {
+    let rules = socket.rules(family)?;
+    let want = wanted
+        .tproxy
+        .filter(|(mark, table)| wanted.covers(family, *mark, *table));
+    let mut tables: Vec<u32> = rules
+        .iter()
+        .filter(|rule| rule.mark.is_some())
+        .map(|rule| rule.table)
+        .chain(want.map(|(_, table)| table))
+        .collect();
+    if let Ownership::Shape { table, .. } = ours {
+        tables.push(*table);
+    }
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let contents = read_tables(socket, family, &tables)?;
+    let content = |table: u32| contents.iter().find(|c| c.table == table);
+    let mut kept = Vec::new();
+    let mut have_wanted = false;
+    for rule in rules {
+        let is_wanted = rule.mark.is_some_and(|m| want == Some((m, rule.table)));
+        let only_ours = content(rule.table).is_none_or(|c| !c.others);
+        let stale = match (ours, rule.mark) {
+            (_, None) => false,
+            (Ownership::Marks(marks), Some(mark)) => only_ours && marks.contains(&mark),
+            (Ownership::Shape { mark, table }, Some(of_rule)) => {
+                let shaped = content(rule.table).is_some_and(|c| c.local_default.is_some());
+                (only_ours && shaped) || (of_rule == *mark && rule.table == *table)
             }
+        };
+        // Older programs added one more equal rule per run; one of them is enough.
+        if (is_wanted && have_wanted) || (stale && !is_wanted) {
+            changes.remove.push(Change::remove(rule.item));
+            continue;
+        }
+        have_wanted |= is_wanted;
+        kept.push(rule.table);
+    }
+    let still_used = |table: u32| kept.contains(&table);
+    for content in &contents {
+        let ours = !content.others && !still_used(content.table);
+        if let Some(item) = content.local_default.clone().filter(|_| ours)
+            && want.is_none_or(|(_, table)| table != content.table)
+        {
+            changes.remove.push(Change::remove(item));
         }
     }
-    Ok(added)
-}
-
-/// Removes what [`apply`] added; best effort, as it runs on the way out of an error.
-pub fn undo(added: &Added) {
-    for item in added.0.iter().rev() {
-        // The error that led here is the one to report.
-        let _ = delete(*item);
-    }
-}
-
-/// Removes everything the plan could have added, also duplicates that older programs left.
-///
-/// # Errors
-/// A removal that fails for another reason than "not there".
-pub fn cleanup(plan: RoutePlan) -> Result<(), RouteError> {
-    for item in items(plan) {
-        let what = item.what();
-        // One deletion removes one rule; older versions added one per run.
-        for _ in 0..1024 {
-            if !delete(item).map_err(|source| RouteError { what, source })? {
-                break;
-            }
+    if let Some((mark, table)) = want {
+        if content(table).is_none_or(|c| c.local_default.is_none()) {
+            changes.add.push(Change::add(local_default(family, table)));
+        }
+        if !have_wanted {
+            changes
+                .add
+                .push(Change::add(mark_rule(family, mark, table)));
         }
     }
     Ok(())
 }
 
-/// Adds one item; `false` when it is there already.
-fn add(item: Item) -> io::Result<bool> {
-    match item {
-        Item::Rule {
-            family,
-            mark,
-            table,
-        } if rule_exists(family, mark, table)? => return Ok(false),
-        _ => {}
-    }
-    let (kind, _, body) = encode(item);
-    match exchange(kind, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &body) {
-        Ok(_) => Ok(true),
-        Err(Errno::EEXIST) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-fn delete(item: Item) -> io::Result<bool> {
-    let (_, kind, body) = encode(item);
-    match exchange(kind, NLM_F_ACK, &body) {
-        Ok(_) => Ok(true),
-        Err(Errno::ENOENT | Errno::ESRCH | Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Message types for adding and deleting, and the body.
-fn encode(item: Item) -> (u16, u16, Vec<u8>) {
-    let mut a = Attributes::default();
-    let ne = u32::to_ne_bytes;
-    match item {
-        Item::Address => {
-            a.bytes(IFA_LOCAL, &PASSTHROUGH_V6)
-                .bytes(IFA_ADDRESS, &PASSTHROUGH_V6);
-            // struct ifaddrmsg: family, prefix length, flags, scope, index.
-            let mut body = vec![AF_INET6, 128, 0, 0];
-            body.extend(ne(LOOPBACK_INDEX));
-            body.extend(a.0);
-            (RTM_NEWADDR, RTM_DELADDR, body)
-        }
-        Item::Rule {
-            family,
-            mark,
-            table,
-        } => {
-            a.bytes(FRA_FWMARK, &ne(mark)).bytes(FRA_TABLE, &ne(table));
-            // struct fib_rule_hdr; the table above 255 travels only as attribute. The priority is
-            // not part of a deletion, so that rules of older programs go too.
-            let mut body = vec![family, 0, 0, 0, 0, 0, 0, ACTION_TABLE, 0, 0, 0, 0];
-            body.extend(a.0);
-            (RTM_NEWRULE, RTM_DELRULE, body)
-        }
-        Item::Route { family, table } => {
-            a.bytes(RTA_TABLE, &ne(table))
-                .bytes(RTA_OIF, &ne(LOOPBACK_INDEX));
-            // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags.
-            let mut body = vec![family, 0, 0, 0, 0, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL];
-            body.extend(ne(0));
-            body.extend(a.0);
-            (RTM_NEWROUTE, RTM_DELROUTE, body)
+/// Contents of the tables that hold anything.
+fn read_tables(
+    socket: &RouteSocket,
+    family: Family,
+    tables: &[u32],
+) -> Result<Vec<Content>, nix::errno::Errno> {
+    let mut contents: Vec<Content> = Vec::new();
+    for route in socket.routes(family, tables)? {
+        let at = contents.iter().position(|c| c.table == route.table);
+        let index = at.unwrap_or_else(|| {
+            contents.push(Content {
+                table: route.table,
+                local_default: None,
+                others: false,
+            });
+            contents.len() - 1
+        });
+        let content = &mut contents[index];
+        match route.local_default {
+            Some(item) if content.local_default.is_none() => content.local_default = Some(item),
+            _ => content.others = true,
         }
     }
-}
-
-fn rule_exists(family: u8, mark: u32, table: u32) -> io::Result<bool> {
-    let body = vec![family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let number = |data: &[u8], kind| {
-        attribute(data, kind)
-            .and_then(|b| b.try_into().ok())
-            .map(u32::from_ne_bytes)
-    };
-    let rules = exchange(RTM_GETRULE, NLM_F_DUMP, &body).map_err(io::Error::from)?;
-    Ok(rules.iter().any(|rule| {
-        let attributes = rule.get(12..).unwrap_or_default();
-        let plain = rule.get(1..3) == Some(&[0, 0]);
-        let whole_mark = matches!(number(attributes, FRA_FWMASK), None | Some(u32::MAX));
-        plain
-            && whole_mark
-            && number(attributes, FRA_FWMARK) == Some(mark)
-            && number(attributes, FRA_TABLE) == Some(table)
-    }))
-}
-
-fn open() -> Result<OwnedFd, Errno> {
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
-    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    // A bound for a kernel that does not answer.
-    setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(10, 0))?;
-    Ok(fd)
-}
-
-fn exchange(kind: u16, flags: u16, body: &[u8]) -> Result<Vec<Vec<u8>>, Errno> {
-    let fd = open()?;
-    let mut body = body.to_vec();
-    if kind == RTM_NEWRULE {
-        let mut a = Attributes::default();
-        a.bytes(FRA_PRIORITY, &RULE_PRIORITY.to_ne_bytes());
-        body.extend(a.0);
-    }
-    let mut out = Vec::new();
-    push_message(&mut out, kind, NLM_F_REQUEST | flags, 1, &body);
-    send(fd.as_raw_fd(), &out, MsgFlags::empty())?;
-    let mut answers = Vec::new();
-    let mut buffer = vec![0; 128 * 1024];
-    loop {
-        let length = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        for message in messages(&buffer[..length]) {
-            match message.kind {
-                NLMSG_DONE => return Ok(answers),
-                NLMSG_ERROR => {
-                    let code = message.payload.get(..4).and_then(|b| b.try_into().ok());
-                    return match code.map_or(0, i32::from_ne_bytes) {
-                        0 => Ok(answers),
-                        code => Err(Errno::from_raw(code.saturating_neg())),
-                    };
-                }
-                _ => answers.push(message.payload.to_vec()),
-            }
-        }
-    }
+    Ok(contents)
 }

@@ -1,28 +1,21 @@
-//! One run: flags to exit code. Chooses the backend, applies rules, then routes, undoes the rules
-//! if the routes fail, then validates.
+//! One run: flags to exit code. Builds the configuration, applies or cleans up, then validates.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::path::Path;
 
 use clap::Parser as _;
 
 use crate::cli::{Cli, Environment, ProcessEnvironment, Settings};
-use crate::config::{Config, ConfigError, Variant};
+use crate::config::{Config, ConfigError};
+use crate::dry_run::{self, DryRunError};
+use crate::engine::{self, EngineError, Step};
 use crate::explain::{self, ExplainError, Pod, PodFacts};
-use crate::host::{Machine, OwnerError, OwnerNames, interface_addresses};
-use crate::iptables::apply::{self as iptables, FamilyPlan};
-use crate::iptables::detect::{self, Choice, ToolError};
-use crate::iptables::text::{render_restore, render_tables};
+use crate::host::{Machine, OwnerNames, interface_addresses};
 use crate::log::Log;
-use crate::nft::apply as nft;
-use crate::nft::compile::compile;
-use crate::nft::plan::build_plan;
-use crate::nft::socket::{NetlinkError, NftSocket};
-use crate::nft::text::{render_cleanup, render_transaction};
+use crate::namespace::{self, NamespaceError};
 use crate::report;
-use crate::routes::{self, RouteError, RoutePlan};
-use crate::rules::{Family, Flavor, build_rules, dns_effective};
+use crate::rules::{Flavor, dns_effective};
 use crate::validate::{self, Probe, ValidationError};
 
 /// Done, or nothing to do.
@@ -34,32 +27,22 @@ pub const EXIT_VALIDATION: i32 = 126;
 /// Flag error.
 pub const EXIT_FLAGS: i32 = 255;
 
+/// Why a run failed.
 #[derive(Debug, thiserror::Error)]
-enum RunError {
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum RunError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
-    Owner(#[from] OwnerError),
+    Namespace(#[from] NamespaceError),
     #[error(transparent)]
-    Tool(#[from] ToolError),
-    #[error("failed to open the netfilter socket: {0}")]
-    Netlink(#[from] NetlinkError),
+    DryRun(#[from] DryRunError),
     #[error(transparent)]
-    Nft(#[from] nft::ApplyError),
-    #[error(transparent)]
-    Route(#[from] RouteError),
-    #[error("IPv6 rules are wanted but no ip6tables program works; IPv4 rules were not written")]
-    NoIpv6Tool,
-    #[error("FORCE_IPTABLES_BINARY is set but no iptables program works")]
-    NoForcedTool,
-    #[error("CNI mode is not supported: enter the pod's network namespace and run without it")]
-    CniMode,
+    Engine(#[from] EngineError),
     #[error(transparent)]
     Explain(#[from] ExplainError),
     #[error("failed to write the explanation: {0}")]
     Stdout(#[source] std::io::Error),
-    #[error("failed to write DRY_RUN_FILE_PATH {0}: {1}")]
-    DryRunFile(String, #[source] std::io::Error),
     #[error(
         "iptables validation failed; workload is not ready for Istio.\n\
          When using Istio CNI, this can occur if a pod is scheduled before the node is ready.\n\
@@ -101,7 +84,7 @@ where
     );
     let settings = Settings::resolve(cli, &ProcessEnvironment);
     let result = match question {
-        Some(question) => explain(&question, settings),
+        Some(question) => in_namespace(settings, &log, |s| explain(&question, s)),
         None => run(settings, &log),
     };
     match result {
@@ -141,7 +124,29 @@ fn explain(question: &str, settings: Settings) -> Result<(), RunError> {
         .map_err(RunError::Stdout)
 }
 
-fn run(settings: Settings, log: &Log) -> Result<(), RunError> {
+/// Runs with these settings, in their network namespace if they name one. This is what a CNI
+/// plugin calls; no other thread of the process is affected.
+///
+/// # Errors
+/// See [`RunError`].
+pub fn run(settings: Settings, log: &Log) -> Result<(), RunError> {
+    in_namespace(settings, log, |settings| run_here(settings, log))
+}
+
+fn in_namespace(
+    settings: Settings,
+    log: &Log,
+    work: impl FnOnce(Settings) -> Result<(), RunError> + Send,
+) -> Result<(), RunError> {
+    if settings.network_namespace.is_empty() {
+        return work(settings);
+    }
+    let path = settings.network_namespace.clone();
+    let sandbox = settings.cni_mode;
+    namespace::inside(Path::new(&path), sandbox, log, || work(settings))?
+}
+
+fn run_here(settings: Settings, log: &Log) -> Result<(), RunError> {
     let native = settings.native_nftables;
     if native {
         log.info("native nftables enabled, using nft rules for traffic redirection.");
@@ -149,9 +154,6 @@ fn run(settings: Settings, log: &Log) -> Result<(), RunError> {
     log.info(&report::environment(native, &|name| {
         ProcessEnvironment.var(name)
     }));
-    if settings.cni_mode {
-        return Err(RunError::CniMode);
-    }
     let config = Config::build(settings, &Machine)?;
     log.info(&report::config(&config));
     let flavor = if native {
@@ -163,10 +165,16 @@ fn run(settings: Settings, log: &Log) -> Result<(), RunError> {
         log.warn("REDIRECT_DNS is set, but no usable nameserver was found; DNS is not captured");
     }
     let s = &config.settings;
-    if s.cleanup_only {
-        cleanup(&config, log)?;
+    let mut observer = |step: Step| {
+        log.debug(&format!("step done: {step:?}"));
+        Ok(())
+    };
+    if s.dry_run && (s.cleanup_only || !s.skip_rule_apply) {
+        dry_run::run(&config, log)?;
+    } else if s.cleanup_only {
+        engine::cleanup(&config, log, &mut observer)?;
     } else if !s.skip_rule_apply {
-        apply(&config, log)?;
+        engine::apply(&config, log, &mut observer)?;
     }
     if s.run_validation {
         let probe = Probe {
@@ -178,266 +186,4 @@ fn run(settings: Settings, log: &Log) -> Result<(), RunError> {
         validate::run(&probe, log)?;
     }
     Ok(())
-}
-
-fn apply(config: &Config, log: &Log) -> Result<(), RunError> {
-    let s = &config.settings;
-    if s.dry_run {
-        return dry_run(config, log);
-    }
-    if s.native_nftables {
-        return apply_nft(config, log);
-    }
-    match choose_tools(config)? {
-        Some(tools) => apply_iptables(config, tools, log),
-        None => {
-            log.warn("no iptables program works in this image, using native nftables through netlink instead");
-            apply_nft(config, log)
-        }
-    }
-}
-
-/// The programs of each wanted family; `None` when no program exists at all.
-fn choose_tools(config: &Config) -> Result<Option<Vec<Choice>>, RunError> {
-    let Some(v4) = detect::choose(Family::V4, config.forced)? else {
-        return match config.forced {
-            Some(Variant::Legacy | Variant::Nft) => Err(RunError::NoForcedTool),
-            None => Ok(None),
-        };
-    };
-    let mut tools = vec![v4];
-    if config.rules.ipv6 {
-        let v6 = detect::choose(Family::V6, config.forced)?;
-        tools.push(v6.ok_or(RunError::NoIpv6Tool)?);
-    } else if stale_ipv6() {
-        // An earlier run had IPv6 on; its rules must go. A clean ip6 side is never touched.
-        tools.extend(detect::choose(Family::V6, config.forced)?);
-    }
-    Ok(Some(tools))
-}
-
-/// Whether ip6 tables may hold rules of an earlier run; reads only.
-fn stale_ipv6() -> bool {
-    let in_nft = NftSocket::open()
-        .and_then(|mut socket| nft::iptables_chains_exist(&mut socket, Family::V6));
-    in_nft.unwrap_or(false) || detect::legacy_tables_exist(Family::V6)
-}
-
-fn apply_iptables(config: &Config, tools: Vec<Choice>, log: &Log) -> Result<(), RunError> {
-    let rules = build_rules(&config.rules, Flavor::Iptables);
-    let mut plans = Vec::new();
-    for choice in tools {
-        if let Some(stale) = &choice.stale {
-            log.warn(&format!(
-                "removing a second copy of the rules found in {}",
-                stale.name
-            ));
-            iptables::cleanup(stale)?;
-        }
-        plans.push(FamilyPlan {
-            tables: if choice.tool.family == Family::V4 || config.rules.ipv6 {
-                render_tables(&rules, &config.rules, choice.tool.family)
-            } else {
-                Vec::new()
-            },
-            tool: choice.tool,
-        });
-    }
-    let before: Vec<_> = plans.iter().map(|plan| plan.tool.save()).collect();
-    let result = iptables::apply(&plans, config.settings.force_apply, log);
-    log_final_state(&plans, log);
-    let written = result?;
-    if let Err(error) = configure_routes(config, log) {
-        if written {
-            for (plan, before) in plans.iter().zip(before) {
-                iptables::put_back(&plan.tool, &before?)?;
-            }
-        }
-        return Err(error);
-    }
-    // Rules of the native backend would act besides the new ones.
-    if let Ok(mut socket) = NftSocket::open()
-        && nft::remove(&mut socket)? == nft::Outcome::Replaced
-    {
-        log.info("removed the istio-proxy nftables tables of an earlier run");
-    }
-    Ok(())
-}
-
-fn log_final_state(plans: &[FamilyPlan], log: &Log) {
-    for plan in plans {
-        let family = match plan.tool.family {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        };
-        match plan.tool.save() {
-            Ok(text) => log.info(&format!(
-                "Final iptables state ({family}):\n{}",
-                text.trim_end()
-            )),
-            Err(error) => log.error(&format!("failed to read the {family} rules: {error}")),
-        }
-    }
-}
-
-fn apply_nft(config: &Config, log: &Log) -> Result<(), RunError> {
-    let plan = build_plan(&config.rules);
-    let wanted = compile(&plan, &OwnerNames::read())?;
-    let mut socket = NftSocket::open()?;
-    let (outcome, previous) = nft::apply(&mut socket, &wanted, config.settings.force_apply)?;
-    if let Err(error) = configure_routes(config, log) {
-        if outcome == nft::Outcome::Replaced {
-            nft::restore(&socket, &previous)?;
-        }
-        return Err(error);
-    }
-    remove_foreign(&mut socket, log)?;
-    let text = render_transaction(&plan);
-    let what = match outcome {
-        nft::Outcome::Replaced => "nftables rules programmed:",
-        nft::Outcome::Unchanged => "nftables rules are already in place, nothing written:",
-    };
-    log.info(&format!("{what}\n{}", text.trim_end()));
-    Ok(())
-}
-
-/// Removes what the iptables backend left. Programs are started only if a read through netlink or
-/// proc shows something of that kind.
-fn remove_foreign(socket: &mut NftSocket, log: &Log) -> Result<(), RunError> {
-    for family in [Family::V4, Family::V6] {
-        let in_nft = nft::iptables_chains_exist(socket, family)?;
-        if !in_nft && !detect::legacy_tables_exist(family) {
-            continue;
-        }
-        let Some(choice) = detect::choose(family, None)? else {
-            if in_nft {
-                log.warn("rules of the iptables backend exist, but no iptables program works to remove them");
-            }
-            continue;
-        };
-        for tool in [Some(choice.tool), choice.stale].into_iter().flatten() {
-            if iptables::cleanup(&tool)? {
-                log.info(&format!(
-                    "removed the rules of the iptables backend ({})",
-                    tool.name
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn route_plan(config: &Config) -> RoutePlan {
-    let inbound = config.rules.tproxy && !config.rules.inbound_ports.is_none();
-    RoutePlan {
-        ipv6: config.rules.ipv6,
-        address: config.rules.ipv6,
-        tproxy: inbound.then_some((config.rules.mark, config.route_table)),
-    }
-}
-
-fn configure_routes(config: &Config, log: &Log) -> Result<(), RunError> {
-    let mut plan = route_plan(config);
-    if plan.address && routes::loopback_ipv6_disabled() {
-        log.warn("IPv6 is disabled on the loopback interface, the ::6 address is not added");
-        plan.address = false;
-    }
-    let added = routes::apply(plan)?;
-    if plan.tproxy.is_none() {
-        // Of an earlier run in TPROXY mode; looking for what is not there changes nothing.
-        routes::cleanup(RoutePlan {
-            ipv6: true,
-            address: false,
-            tproxy: Some((config.rules.mark, config.route_table)),
-        })?;
-    }
-    if added.address() {
-        log.info("Added ::6 address on the loopback iface");
-    }
-    Ok(())
-}
-
-fn cleanup(config: &Config, log: &Log) -> Result<(), RunError> {
-    if config.settings.dry_run {
-        log.info(&format!(
-            "dry run, would remove all ISTIO_* chains and run:\n{}",
-            render_cleanup()
-        ));
-        return Ok(());
-    }
-    for family in [Family::V4, Family::V6] {
-        if let Some(choice) = detect::choose(family, config.forced)? {
-            for tool in [Some(choice.tool), choice.stale].into_iter().flatten() {
-                if iptables::cleanup(&tool)? {
-                    log.info(&format!(
-                        "removed all rules and chains of Istio ({})",
-                        tool.name
-                    ));
-                }
-            }
-        }
-    }
-    match NftSocket::open() {
-        Ok(mut socket) => {
-            nft::remove(&mut socket)?;
-        }
-        Err(error) if config.settings.native_nftables => return Err(error.into()),
-        // A kernel without nf_tables cannot hold rules of it.
-        Err(_) => {}
-    }
-    routes::cleanup(RoutePlan {
-        ipv6: true,
-        address: true,
-        tproxy: Some((config.rules.mark, config.route_table)),
-    })?;
-    Ok(())
-}
-
-fn dry_run(config: &Config, log: &Log) -> Result<(), RunError> {
-    let text = if config.settings.native_nftables {
-        let plan = build_plan(&config.rules);
-        compile(&plan, &OwnerNames::read())?;
-        let text = render_transaction(&plan);
-        log.info(&format!(
-            "nftables rules (dry run, nothing written):\n{}",
-            text.trim_end()
-        ));
-        text
-    } else {
-        log.info("running iptables in dry-run mode, no rule changes will be made");
-        dry_run_iptables(config, log)
-    };
-    log.info("skipping configuring routes due to dry run mode");
-    let path = &config.settings.dry_run_file;
-    if path.is_empty() {
-        return Ok(());
-    }
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|error| RunError::DryRunFile(path.clone(), error))
-}
-
-fn dry_run_iptables(config: &Config, log: &Log) -> String {
-    let rules = build_rules(&config.rules, Flavor::Iptables);
-    let mut families = vec![(Family::V4, "iptables")];
-    if config.rules.ipv6 {
-        families.push((Family::V6, "ip6tables"));
-    }
-    let mut calls = String::from("iptables-save\nip6tables-save\n");
-    for (family, name) in &families {
-        let text = render_restore(&render_tables(&rules, &config.rules, *family));
-        log.info(&format!(
-            "Running iptables restore with: {name}-restore and the following input:\n{}",
-            text.trim_end()
-        ));
-        calls += &text;
-    }
-    for (_, name) in &families {
-        calls += &format!("{name}-save\n");
-    }
-    calls
 }

@@ -117,7 +117,7 @@ pub struct Interface {
 pub enum OwnerId {
     /// Numeric id.
     Number(u32),
-    /// Inclusive range of ids; the iptables backend only.
+    /// Inclusive range of ids.
     Range(u32, u32),
     /// Name of the passwd or group file.
     Name(String),

@@ -235,11 +235,13 @@ fn keyed(given: &mut Words, key: &str, value: &str, names: &OwnerNames) -> Resul
         "uid" => {
             let id = parse_owner("uid", value).ok();
             let uid = id.and_then(|id| names.user(&id).ok());
+            let uid = uid.filter(|(low, high)| low == high).map(|(id, _)| id);
             once("uid", &mut given.uid, uid.ok_or_else(|| bad("uid"))?)
         }
         "gid" => {
             let id = parse_owner("gid", value).ok();
             let gid = id.and_then(|id| names.group(&id).ok());
+            let gid = gid.filter(|(low, high)| low == high).map(|(id, _)| id);
             once("gid", &mut given.gid, gid.ok_or_else(|| bad("gid"))?)
         }
         "dev" => {

@@ -139,12 +139,8 @@ impl Ruleset {
     }
 }
 
-/// Names become numbers, as the backends make them. Ranges stay with iptables, which has them.
-fn resolve_owner(
-    matching: &mut NftMatch,
-    names: &OwnerNames,
-    flavor: Flavor,
-) -> Result<(), OwnerError> {
+/// Names become numbers, as the backends make them.
+fn resolve_owner(matching: &mut NftMatch, names: &OwnerNames) -> Result<(), OwnerError> {
     let (id, number) = match matching {
         NftMatch::Other(Match::User { id, .. }) => {
             let number = names.user(id);
@@ -156,10 +152,10 @@ fn resolve_owner(
         }
         _ => return Ok(()),
     };
-    if matches!(id, OwnerId::Range(..)) && flavor == Flavor::Iptables {
-        return Ok(());
-    }
-    *id = OwnerId::Number(number?);
+    *id = match number? {
+        (low, high) if low == high => OwnerId::Number(low),
+        (low, high) => OwnerId::Range(low, high),
+    };
     Ok(())
 }
 

@@ -123,19 +123,13 @@ impl Rows<'_> {
         (uid.unwrap_or(0), gid.unwrap_or(0))
     }
 
+    // An unknown name has been refused before.
     fn user(&self, id: &OwnerId) -> u32 {
-        match id {
-            OwnerId::Range(low, _) => *low,
-            // An unknown name has been refused before.
-            id => self.names.user(id).unwrap_or(0),
-        }
+        self.names.user(id).map_or(0, |(low, _)| low)
     }
 
     fn group(&self, id: &OwnerId) -> u32 {
-        match id {
-            OwnerId::Range(low, _) => *low,
-            id => self.names.group(id).unwrap_or(0),
-        }
+        self.names.group(id).map_or(0, |(low, _)| low)
     }
 
     fn send(&mut self, what: &str, protocol: Protocol, owner: (u32, u32), to: (IpAddr, u16)) {

@@ -1,108 +1,143 @@
-//! Makes the kernel hold the wanted rules through the iptables programs: nothing if they are
-//! there, a plain restore on a clean state, a replacement otherwise. Both families or none.
+//! One family through the iptables programs: what to feed the restore program so that the kernel
+//! holds the wanted rules, and whether it does afterwards.
 
 use super::detect::{Tool, ToolError};
-use super::state::{State, TableRules, equivalent, replacement};
+use super::state::{State, TableRules, equivalent, replacement, rule_chain};
 use super::text::{TableText, render_restore, table_name};
 use crate::host::OwnerNames;
-use crate::log::Log;
 
 /// One family: its programs and what it must hold.
 #[derive(Debug)]
 pub struct FamilyPlan {
     /// Programs.
     pub tool: Tool,
-    /// Wanted tables; empty removes ours.
-    pub tables: Vec<TableText>,
+    /// Everything that was there before, also of others.
+    pub before: State,
+    /// Restore input; `None` when the wanted rules are there.
+    pub input: Option<String>,
+    wanted: Vec<TableRules>,
 }
 
-/// The wanted tables in the form of parsed save output.
-fn wanted(tables: &[TableText]) -> Vec<TableRules> {
-    tables
-        .iter()
-        .map(|table| TableRules {
-            table: table_name(table.table).to_owned(),
-            chains: table.chains.iter().map(ToString::to_string).collect(),
-            rules: table.rules.clone(),
-        })
-        .collect()
-}
-
-/// What must be written for one family; `None` when nothing.
-fn input(
-    plan: &FamilyPlan,
-    names: &OwnerNames,
-    force: bool,
-) -> Result<(State, Option<String>), ToolError> {
-    let own = State::parse(&plan.tool.save()?).own();
-    let want = wanted(&plan.tables);
-    let must_write = force && !want.is_empty();
-    if !must_write && equivalent(&own, &want, names) {
-        return Ok((own, None));
+impl FamilyPlan {
+    /// Compares what is there (`save_output`) with what is wanted. With `force` it is written
+    /// even if nothing differs.
+    #[must_use]
+    pub fn new(
+        tool: Tool,
+        save_output: &str,
+        tables: &[TableText],
+        names: &OwnerNames,
+        force: bool,
+    ) -> Self {
+        let before = State::parse(save_output);
+        let own = before.own();
+        let wanted: Vec<TableRules> = tables.iter().map(parsed_form).collect();
+        let input = if !force && equivalent(&own, &wanted, names) {
+            None
+        } else if own.tables.is_empty() {
+            Some(render_restore(tables))
+        } else {
+            Some(replacement(&own, &wanted))
+        };
+        Self {
+            tool,
+            before,
+            input,
+            wanted,
+        }
     }
-    let text = if own.tables.is_empty() {
-        render_restore(&plan.tables)
-    } else {
-        replacement(&own, &want)
-    };
-    Ok((own, Some(text)))
+
+    /// Whether the family held nothing of ours.
+    #[must_use]
+    pub fn was_clean(&self) -> bool {
+        self.before.own().tables.is_empty()
+    }
+
+    /// Reads back and compares; returns the save output.
+    ///
+    /// # Errors
+    /// The program fails, or the rules are not what was wanted.
+    pub fn verify(&self, names: &OwnerNames) -> Result<String, ToolError> {
+        let text = self.tool.save()?;
+        let own = State::parse(&text).own();
+        if equivalent(&own, &self.wanted, names) {
+            return Ok(text);
+        }
+        // A version of the program may print a rule in words that nobody here knows. Then its own
+        // comparison decides.
+        match self.difference(&own) {
+            Some(difference) => Err(ToolError::Mismatch(self.tool.name.clone(), difference)),
+            None => Ok(text),
+        }
+    }
+
+    fn difference(&self, own: &State) -> Option<String> {
+        let expected = own.tables.iter().all(|t| {
+            let names = self.wanted.iter().find(|w| w.table == t.table);
+            names.is_some_and(|w| t.chains.iter().all(|chain| w.chains.contains(chain)))
+        });
+        if !expected {
+            return Some("unexpected chains exist".to_owned());
+        }
+        for table in &self.wanted {
+            let name = &table.table;
+            let Some(there) = own.tables.iter().find(|t| t.table == *name) else {
+                return Some(format!("table {name} has none of them"));
+            };
+            for chain in &table.chains {
+                let count =
+                    |t: &TableRules| t.rules.iter().filter(|l| rule_chain(l) == chain).count();
+                let (want, got) = (count(table), count(there));
+                if want != got || !there.chains.contains(chain) {
+                    return Some(format!(
+                        "chain {name} {chain} has {got} rules instead of {want}"
+                    ));
+                }
+            }
+            let absent = table
+                .rules
+                .iter()
+                .find(|line| !self.tool.has_rule(name, line));
+            if let Some(line) = absent {
+                return Some(format!("rule {line:?} of table {name} is missing"));
+            }
+        }
+        None
+    }
 }
 
-/// Applies all families. Returns whether anything was written.
+/// A wanted table in the form of parsed save output.
+fn parsed_form(table: &TableText) -> TableRules {
+    TableRules {
+        table: table_name(table.table).to_owned(),
+        chains: table.chains.iter().map(ToString::to_string).collect(),
+        rules: table.rules.clone(),
+    }
+}
+
+/// Removes everything of ours that `before` holds.
 ///
 /// # Errors
-/// A program fails; families written before it are back in their previous state, unless the
-/// error says otherwise.
-pub fn apply(plans: &[FamilyPlan], force: bool, log: &Log) -> Result<bool, ToolError> {
-    let names = OwnerNames::read();
-    let mut inputs = Vec::new();
-    for plan in plans {
-        inputs.push(input(plan, &names, force)?);
-    }
-    if inputs.iter().all(|(_, text)| text.is_none()) {
-        log.info(
-            "Found compatible residues of old iptables rules/chains, reconciliation not needed",
-        );
-        return Ok(false);
-    }
-    if inputs.iter().all(|(own, _)| own.tables.is_empty()) {
-        log.info("Clean-state detected, new iptables are needed");
-    } else {
-        log.info("Found residues of old iptables rules/chains, replacing them");
-    }
-    log.info("Applying iptables chains and rules");
-    let mut done: Vec<(&Tool, &State)> = Vec::new();
-    for (plan, (own, text)) in plans.iter().zip(&inputs) {
-        let Some(text) = text else { continue };
-        let name = &plan.tool.name;
-        log.info(&format!(
-            "Running iptables restore with: {name}-restore and the following input:\n{}",
-            text.trim_end()
-        ));
-        // Tables are separate commits: a failure may have left the first of them written.
-        done.push((&plan.tool, own));
-        if let Err(error) = plan.tool.restore(text) {
-            log.error(&format!("Command error: {}", problem(&error)));
-            return Err(undo(&done, error));
-        }
-    }
-    Ok(true)
+/// The program fails.
+pub fn remove(tool: &Tool, before: &State) -> Result<(), ToolError> {
+    tool.restore(&replacement(&before.own(), &[]))
 }
 
-fn undo(done: &[(&Tool, &State)], cause: ToolError) -> ToolError {
-    for (tool, previous) in done.iter().rev() {
-        if let Err(error) = put_back_state(tool, previous) {
-            return ToolError::NotUndone {
-                cause: Box::new(cause),
-                undo: Box::new(error),
-            };
-        }
+/// Writes our part of an earlier state back, at the places it had.
+///
+/// # Errors
+/// The program fails.
+pub fn put_back(tool: &Tool, before: &State) -> Result<(), ToolError> {
+    let now = State::parse(&tool.save()?);
+    if now == *before {
+        return Ok(());
     }
-    cause
+    tool.restore(&replacement(&now.own(), &before.own_in_place().tables))
 }
 
 /// The tool's exit code in the reference's words.
-fn problem(error: &ToolError) -> String {
+#[must_use]
+pub fn problem(error: &ToolError) -> String {
     let kind = match error {
         ToolError::Failed { code: Some(1), .. } => "xtables other problem: ",
         ToolError::Failed { code: Some(2), .. } => "xtables parameter problem: ",
@@ -111,33 +146,4 @@ fn problem(error: &ToolError) -> String {
         _ => "",
     };
     format!("{kind}{error}")
-}
-
-/// Removes everything of ours that one set of programs sees.
-///
-/// # Errors
-/// A program fails.
-pub fn cleanup(tool: &Tool) -> Result<bool, ToolError> {
-    let own = State::parse(&tool.save()?).own();
-    if own.tables.is_empty() {
-        return Ok(false);
-    }
-    tool.restore(&replacement(&own, &[]))?;
-    Ok(true)
-}
-
-/// Writes back our part of earlier save output.
-///
-/// # Errors
-/// A program fails.
-pub fn put_back(tool: &Tool, save_output: &str) -> Result<(), ToolError> {
-    put_back_state(tool, &State::parse(save_output).own())
-}
-
-fn put_back_state(tool: &Tool, previous: &State) -> Result<(), ToolError> {
-    let now = State::parse(&tool.save()?).own();
-    if now == *previous {
-        return Ok(());
-    }
-    tool.restore(&replacement(&now, &previous.tables))
 }

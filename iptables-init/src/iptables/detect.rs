@@ -1,11 +1,11 @@
 //! Finds the iptables programs and decides which kernel interface is in use, by reading only: a
 //! probe that writes would create the very table that the next run takes for existing rules.
 
-use std::fs;
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use super::state::State;
+use super::legacy::LegacyState;
 use crate::config::Variant;
 use crate::rules::Family;
 
@@ -36,14 +36,9 @@ pub enum ToolError {
     /// The demanded variant does not work.
     #[error("iptables variant demanded by FORCE_IPTABLES_BINARY is not usable: {0}-save")]
     Forced(String),
-    /// Rules of one family were refused and those of the other could not be put back.
-    #[error("{cause}; restoring the previous IPv4 rules failed too: {undo}")]
-    NotUndone {
-        /// Why the run failed.
-        cause: Box<Self>,
-        /// Why it could not be undone.
-        undo: Box<Self>,
-    },
+    /// The kernel holds something else than was written.
+    #[error("{0} rules differ from the plan after writing: {1}")]
+    Mismatch(String, String),
 }
 
 /// One usable set of programs, e.g. `iptables-nft`, `iptables-nft-save`, `iptables-nft-restore`.
@@ -55,6 +50,8 @@ pub struct Tool {
     pub family: Family,
     /// Legacy programs take a lock and can be told to wait for it.
     pub legacy: bool,
+    /// XTABLES_LOCKFILE of the programs; `None` leaves their own (`/run/xtables.lock`).
+    pub lock: Option<PathBuf>,
 }
 
 const fn stem(family: Family) -> &'static str {
@@ -65,12 +62,19 @@ const fn stem(family: Family) -> &'static str {
 }
 
 impl Tool {
-    fn new(family: Family, suffix: &str, legacy: bool) -> Self {
+    fn new(family: Family, suffix: &str, legacy: bool, lock: Option<&PathBuf>) -> Self {
         Self {
             name: format!("{}{suffix}", stem(family)),
             family,
             legacy,
+            lock: lock.cloned(),
         }
+    }
+
+    /// The programs of the legacy variant.
+    #[must_use]
+    pub fn legacy(family: Family, lock: Option<&PathBuf>) -> Self {
+        Self::new(family, "-legacy", true, lock)
     }
 
     /// The save output.
@@ -78,7 +82,7 @@ impl Tool {
     /// # Errors
     /// The program is missing or fails.
     pub fn save(&self) -> Result<String, ToolError> {
-        run(&format!("{}-save", self.name), &[], "")
+        self.run("-save", &[], "")
     }
 
     /// Feeds the restore program.
@@ -91,20 +95,47 @@ impl Tool {
         } else {
             &["--noflush"]
         };
-        run(&format!("{}-restore", self.name), wait, input).map(drop)
+        self.run("-restore", wait, input).map(drop)
     }
 
-    fn usable(self) -> Option<Self> {
-        self.save().ok().map(|_| self)
+    /// Whether a rule exists, by the program's own comparison. `line` is `-A CHAIN …` or
+    /// `-I CHAIN n …`.
+    #[must_use]
+    pub fn has_rule(&self, table: &str, line: &str) -> bool {
+        let mut words: Vec<&str> = line.split_ascii_whitespace().collect();
+        if words.first() == Some(&"-I") {
+            words.remove(2);
+        }
+        words[0] = "-C";
+        self.run("", &[&["-t", table], &words[..]].concat(), "")
+            .is_ok()
+    }
+
+    fn run(&self, suffix: &str, args: &[&str], input: &str) -> Result<String, ToolError> {
+        run(
+            &format!("{}{suffix}", self.name),
+            args,
+            input,
+            self.lock.as_ref(),
+        )
     }
 }
 
-fn run(program: &str, args: &[&str], input: &str) -> Result<String, ToolError> {
+fn run(
+    program: &str,
+    args: &[&str],
+    input: &str,
+    lock: Option<&PathBuf>,
+) -> Result<String, ToolError> {
     let failed = |source| ToolError::Run {
         program: program.to_owned(),
         source,
     };
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    if let Some(lock) = lock {
+        command.env("XTABLES_LOCKFILE", lock);
+    }
+    let mut child = command
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -128,77 +159,58 @@ fn run(program: &str, args: &[&str], input: &str) -> Result<String, ToolError> {
     })
 }
 
-/// Whether the kernel has any legacy table in this namespace. Reading creates nothing.
-#[must_use]
-pub fn legacy_tables_exist(family: Family) -> bool {
-    let path = match family {
-        Family::V4 => "/proc/net/ip_tables_names",
-        Family::V6 => "/proc/net/ip6_tables_names",
-    };
-    fs::read_to_string(path).is_ok_and(|names| !names.trim().is_empty())
+/// What the kernel holds of one family, found without any program.
+#[derive(Debug, Clone, Copy)]
+pub struct Residue {
+    /// The legacy tables.
+    pub legacy: LegacyState,
+    /// Whether iptables-nft tables hold `ISTIO_*` chains.
+    pub own_in_nft: bool,
 }
 
-/// The chosen programs, and another variant whose rules of ours must go.
+/// The chosen programs and their save output.
 #[derive(Debug)]
 pub struct Choice {
-    /// The programs to use.
+    /// The programs.
     pub tool: Tool,
-    /// A second variant that also holds rules of ours.
-    pub stale: Option<Tool>,
+    /// What they print now.
+    pub before: String,
 }
 
-/// Chooses per family: the variant that already holds our chains; else legacy if it holds real
-/// rules; else nft; else the plain name. `None` when no program works.
+/// Chooses per family: the variant that already holds our chains; else legacy if it holds rules;
+/// else nft; else the plain name; else legacy after all. `None` when no program works.
 ///
 /// # Errors
 /// A forced variant is not usable.
-pub fn choose(family: Family, forced: Option<Variant>) -> Result<Option<Choice>, ToolError> {
-    let legacy = legacy_tables_exist(family)
-        .then(|| Tool::new(family, "-legacy", true).usable())
-        .flatten();
-    let nft = Tool::new(family, "-nft", false).usable();
-    let state = |tool: &Option<Tool>| {
-        let text = tool.as_ref().and_then(|tool| tool.save().ok());
-        State::parse(&text.unwrap_or_default())
+pub fn choose(
+    family: Family,
+    forced: Option<Variant>,
+    residue: Residue,
+    lock: Option<&PathBuf>,
+) -> Result<Option<Choice>, ToolError> {
+    let usable = |tool: Tool| {
+        let before = tool.save().ok()?;
+        Some(Choice { tool, before })
     };
-    let (legacy_state, nft_state) = (state(&legacy), state(&nft));
-    if let Some(variant) = forced {
-        let (suffix, is_legacy) = match variant {
-            Variant::Legacy => ("-legacy", true),
-            Variant::Nft => ("-nft", false),
-        };
-        let tool = Tool::new(family, suffix, is_legacy);
-        let name = tool.name.clone();
-        let tool = tool.usable().ok_or(ToolError::Forced(name))?;
-        let (other, other_state) = match variant {
-            Variant::Legacy => (nft, nft_state),
-            Variant::Nft => (legacy, legacy_state),
-        };
-        let stale = other.filter(|_| other_state.has_own_chains());
-        return Ok(Some(Choice { tool, stale }));
+    let legacy = || usable(Tool::legacy(family, lock));
+    let nft = || usable(Tool::new(family, "-nft", false, lock));
+    let missing = |suffix| ToolError::Forced(format!("{}{suffix}", stem(family)));
+    match forced {
+        Some(Variant::Legacy) => return legacy().map(Some).ok_or_else(|| missing("-legacy")),
+        Some(Variant::Nft) => return nft().map(Some).ok_or_else(|| missing("-nft")),
+        None => {}
     }
-    let (tool, stale) = match (legacy, nft) {
-        (Some(legacy), Some(nft)) => {
-            let prefer_nft = nft_state.has_own_chains()
-                || !(legacy_state.has_own_chains() || legacy_state.has_rules());
-            let both = nft_state.has_own_chains() && legacy_state.has_own_chains();
-            if prefer_nft {
-                (nft, both.then_some(legacy))
-            } else {
-                (legacy, None)
-            }
-        }
-        (Some(legacy), None) => (legacy, None),
-        (None, Some(nft)) => (nft, None),
-        (None, None) => match plain(family) {
-            Some(tool) => (tool, None),
-            None => return Ok(None),
-        },
-    };
-    Ok(Some(Choice { tool, stale }))
+    let prefer_legacy = residue.legacy != LegacyState::Empty && !residue.own_in_nft;
+    let first = if prefer_legacy { legacy() } else { None };
+    Ok(first
+        .or_else(nft)
+        .or_else(|| usable(plain(family, lock)))
+        .or_else(legacy))
 }
 
-fn plain(family: Family) -> Option<Tool> {
-    let version = run(&format!("{}-save", stem(family)), &["--version"], "").unwrap_or_default();
-    Tool::new(family, "", !version.contains("nf_tables")).usable()
+fn plain(family: Family, lock: Option<&PathBuf>) -> Tool {
+    // Very old programs do not know the option; those are legacy.
+    let version = run(&format!("{}-save", stem(family)), &["--version"], "", lock);
+    let version = version.unwrap_or_default();
+    Tool::new(family, "", !version.contains("nf_tables"), lock)
 }

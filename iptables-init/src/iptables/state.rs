@@ -1,10 +1,12 @@
 //! Understands save output: which chains and rules are ours, and whether they mean the same as
 //! the wanted rules although the program prints them in other words. Pure.
 
+use std::collections::HashMap;
+
 use ipnet::IpNet;
 
 use crate::host::OwnerNames;
-use crate::values::parse_owner;
+use crate::values::{OwnerId, parse_owner};
 
 /// One table of save output.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -99,6 +101,60 @@ impl State {
     }
 }
 
+impl State {
+    /// As [`State::own`], but rules of built-in chains as inserts at the positions they have, so
+    /// that putting them back keeps their order among the rules of others.
+    #[must_use]
+    pub fn own_in_place(&self) -> Self {
+        let mut own = self.own();
+        for table in &mut own.tables {
+            let all = self.tables.iter().find(|t| t.table == table.table);
+            let all = all.map_or(&[][..], |t| &t.rules);
+            let mut position: HashMap<String, usize> = HashMap::new();
+            let mut rest = all.iter();
+            for line in &mut table.rules {
+                let chain = rule_chain(line).to_owned();
+                for passed in rest.by_ref() {
+                    *position.entry(rule_chain(passed).to_owned()).or_default() += 1;
+                    if passed == line {
+                        break;
+                    }
+                }
+                if !chain.starts_with(OWN) {
+                    let number = position.get(&chain).copied().unwrap_or(1);
+                    *line = line.replacen("-A ", "-I ", 1);
+                    let head = format!("-I {chain}");
+                    *line = line.replacen(&head, &format!("{head} {number}"), 1);
+                }
+            }
+        }
+        own
+    }
+
+    /// Marks that TPROXY rules of ours set.
+    #[must_use]
+    pub fn tproxy_marks(&self) -> Vec<u32> {
+        let lines = self.tables.iter().flat_map(|t| &t.rules);
+        lines
+            .filter(|line| rule_chain(line).starts_with(OWN))
+            .filter_map(|line| {
+                let mut words = line.split_ascii_whitespace();
+                words.find(|word| *word == "--tproxy-mark")?;
+                parse_mark(words.next()?)
+            })
+            .collect()
+    }
+}
+
+/// `1337`, `0x539` or either with a mask behind it.
+fn parse_mark(value: &str) -> Option<u32> {
+    let number = value.split('/').next().unwrap_or_default();
+    match number.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => number.parse().ok(),
+    }
+}
+
 fn is_own_builtin(table: &str, line: &str, beside_own: bool, names: &OwnerNames) -> bool {
     let words = normalize(line, names);
     let has = |prefix: &str| words.iter().any(|word| word.starts_with(prefix));
@@ -166,14 +222,7 @@ pub fn normalize(line: &str, names: &OwnerNames) -> Vec<String> {
 }
 
 fn canonical(flag: &str, value: &str, names: &OwnerNames) -> Option<String> {
-    let mark = |value: &str| {
-        let number = value.split('/').next().unwrap_or_default();
-        let parsed = match number.strip_prefix("0x") {
-            Some(hex) => u32::from_str_radix(hex, 16).ok(),
-            None => number.parse().ok(),
-        };
-        parsed.map_or_else(|| value.to_owned(), |n| n.to_string())
-    };
+    let mark = |value: &str| parse_mark(value).map_or_else(|| value.to_owned(), |n| n.to_string());
     let owner = |group: bool| {
         let id = parse_owner("owner", value).ok();
         let number = id.and_then(|id| {
@@ -184,7 +233,10 @@ fn canonical(flag: &str, value: &str, names: &OwnerNames) -> Option<String> {
             }
             .ok()
         });
-        number.map_or_else(|| value.to_owned(), |n| n.to_string())
+        number.map_or_else(
+            || value.to_owned(),
+            |(low, high)| OwnerId::Range(low, high).to_string(),
+        )
     };
     Some(match flag {
         // Implied by the match's own options.

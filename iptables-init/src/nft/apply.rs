@@ -1,12 +1,13 @@
-//! Reads, replaces and verifies our `inet` tables. Replacement is one transaction; a result that
-//! differs from the plan is rolled back to what was there before.
+//! Reads, replaces, verifies and puts back the nf_tables state: our `inet` tables and what the
+//! iptables-nft programs left of ours. Every write is one transaction over all of it.
 
-use super::expr::decode;
-use super::message::{Batch, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, kind};
+use super::expr::{Expr, decode};
+use super::message::{Batch, NFPROTO_INET, kind};
 use super::plan::{TABLES, table_name};
 use super::socket::{NetlinkError, NftSocket};
-use super::state::{BaseState, ChainState, TableState, first_difference, is_restorable};
+use super::state::{BaseState, ChainState, POLICY_ACCEPT, TableState, first_difference};
 use super::wire::{Attributes, attribute, attributes, be32, text};
+use super::xtables::Xtables;
 use crate::rules::Family;
 
 /// How often a concurrent change is waited out.
@@ -18,58 +19,83 @@ pub enum ApplyError {
     /// Nothing was changed.
     #[error("failed to program nftables rules: {0}")]
     Netlink(#[from] NetlinkError),
-    /// The kernel holds something else than was written; the previous state is back.
-    #[error(
-        "nftables rules differ from the plan after writing ({difference}); previous rules restored"
-    )]
-    Mismatch {
-        /// First difference.
-        difference: String,
-    },
-    /// As above, but the previous state could not be written back.
-    #[error(
-        "nftables rules differ from the plan after writing ({difference}); restoring the previous rules failed: {reason}"
-    )]
-    NotRestored {
-        /// First difference.
-        difference: String,
-        /// Why not.
-        reason: String,
-    },
+    /// The kernel holds something else than was written.
+    #[error("nftables rules differ from the plan after writing: {0}")]
+    Mismatch(String),
 }
 
-/// What an apply did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The wanted state was already there; nothing was written.
-    Unchanged,
-    /// The tables were replaced.
-    Replaced,
+/// Everything of ours in nf_tables at one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Our `inet` tables.
+    pub native: Vec<TableState>,
+    /// Our part of the tables that the iptables-nft programs write.
+    pub xtables: Xtables,
+    generation: u32,
+}
+
+impl Snapshot {
+    /// Marks that TPROXY rules of either kind set.
+    #[must_use]
+    pub fn tproxy_marks(&self) -> Vec<u32> {
+        let chains = self.native.iter().flat_map(|t| &t.chains);
+        let native = chains.flat_map(|c| &c.rules).filter_map(|rule| {
+            let at = rule.iter().position(|e| matches!(e, Expr::Tproxy { .. }))?;
+            match rule.get(at + 1)? {
+                Expr::Immediate(mark) => Some(u32::from_ne_bytes(mark[..].try_into().ok()?)),
+                _ => None,
+            }
+        });
+        let mut marks: Vec<u32> = native.collect();
+        marks.extend(self.xtables.tproxy_marks());
+        marks
+    }
+}
+
+/// What a write shall leave behind.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Our `inet` tables.
+    pub native: &'a [TableState],
+    /// Families in which nothing of the iptables-nft programs may stay.
+    pub without_xtables: &'a [Family],
+    /// Remove iptables-nft tables that hold nothing at all, too.
+    pub without_empty: bool,
 }
 
 fn own_table(name: &str) -> bool {
     TABLES.iter().any(|table| table_name(*table) == name)
 }
 
-/// Reads our tables, consistently with respect to one generation.
+/// Reads the state, consistently with respect to one generation.
 ///
 /// # Errors
 /// The kernel refuses, or the rule set does not hold still.
-pub fn read_state(socket: &mut NftSocket) -> Result<(Vec<TableState>, u32), NetlinkError> {
+pub fn read(socket: &mut NftSocket) -> Result<Snapshot, NetlinkError> {
+    read_with(socket, None)
+}
+
+fn read_with(socket: &mut NftSocket, also: Option<&Xtables>) -> Result<Snapshot, NetlinkError> {
     for _ in 0..ATTEMPTS {
-        let before = socket.generation()?;
-        let state = match read_once(socket) {
+        let generation = socket.generation()?;
+        let state =
+            read_native(socket).and_then(|native| Ok((native, Xtables::read(socket, also)?)));
+        let (native, xtables) = match state {
             Err(NetlinkError::Changed) => continue,
             other => other?,
         };
-        if socket.generation()? == before {
-            return Ok((state, before));
+        if socket.generation()? == generation {
+            return Ok(Snapshot {
+                native,
+                xtables,
+                generation,
+            });
         }
     }
     Err(NetlinkError::Inconsistent)
 }
 
-fn read_once(socket: &mut NftSocket) -> Result<Vec<TableState>, NetlinkError> {
+fn read_native(socket: &mut NftSocket) -> Result<Vec<TableState>, NetlinkError> {
     let mut found: Vec<TableState> = Vec::new();
     let none = Attributes::default();
     // GETTABLE: an empty table is a difference too.
@@ -122,6 +148,7 @@ fn decode_chain(answer: &[u8]) -> ChainState {
         kind: text(answer, 7).unwrap_or_default(),
         hook: be32(hook, 1).unwrap_or_default(),
         priority: be32(hook, 2).unwrap_or_default().cast_signed(),
+        policy: be32(answer, 5).unwrap_or(POLICY_ACCEPT),
     });
     ChainState {
         name: text(answer, 3).unwrap_or_default(),
@@ -146,81 +173,76 @@ fn set_keys(socket: &mut NftSocket, table: &str, set: &str) -> Result<Vec<Vec<u8
     Ok(keys)
 }
 
-/// Makes the kernel hold exactly `wanted`. With `force` the tables are written even if they are
-/// already right (which resets the counters).
+/// Makes the kernel hold `wanted`, in one transaction. With `force` the tables are written even
+/// if they are already right (which resets the counters). Returns the state before if anything
+/// was written.
 ///
 /// # Errors
-/// See [`ApplyError`]; except for `NotRestored` the state afterwards is the state before.
-pub fn apply(
+/// The kernel refuses, or the rule set does not hold still; nothing was changed then.
+pub fn replace(
     socket: &mut NftSocket,
-    wanted: &[TableState],
+    wanted: Wanted<'_>,
     force: bool,
-) -> Result<(Outcome, Vec<TableState>), ApplyError> {
+) -> Result<Option<Snapshot>, ApplyError> {
     for _ in 0..ATTEMPTS {
-        let (previous, generation) = read_state(socket)?;
-        if !force && previous == wanted {
-            return Ok((Outcome::Unchanged, previous));
-        }
+        let before = read(socket)?;
         let mut batch = Batch::default();
-        batch.delete_own_tables().create(wanted);
-        match socket.commit(&batch, Some(generation)) {
-            Err(NetlinkError::Changed) => continue,
-            other => other?,
+        if force || before.native != wanted.native {
+            batch.delete_own_tables().create(wanted.native);
         }
-        let (written, _) = read_state(socket)?;
-        let Some(difference) = first_difference(wanted, &written) else {
-            return Ok((Outcome::Replaced, previous));
-        };
-        return Err(match restore(socket, &previous) {
-            Ok(()) => ApplyError::Mismatch { difference },
-            Err(error) => ApplyError::NotRestored {
-                difference,
-                reason: error.to_string(),
-            },
-        });
+        before
+            .xtables
+            .remove(wanted.without_xtables, wanted.without_empty, &mut batch);
+        if batch.is_empty() {
+            return Ok(None);
+        }
+        match socket.commit(&batch, Some(before.generation)) {
+            Err(NetlinkError::Changed) => {}
+            other => return Ok(other.map(|()| Some(before))?),
+        }
     }
     Err(NetlinkError::Inconsistent.into())
 }
 
-/// Writes back a state that [`apply`] returned or found.
+/// Reads back and compares with what was wanted.
 ///
 /// # Errors
-/// It holds expressions that are not ours, or the kernel refuses.
-pub fn restore(socket: &NftSocket, previous: &[TableState]) -> Result<(), NetlinkError> {
-    if !is_restorable(previous) {
-        return Err(NetlinkError::Inconsistent);
-    }
-    let mut batch = Batch::default();
-    batch.delete_own_tables().create(previous);
-    socket.commit(&batch, None)
-}
-
-/// Removes our tables if any exists.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn remove(socket: &mut NftSocket) -> Result<Outcome, ApplyError> {
-    let (previous, _) = read_state(socket)?;
-    if previous.is_empty() {
-        return Ok(Outcome::Unchanged);
-    }
-    let mut batch = Batch::default();
-    batch.delete_own_tables();
-    socket.commit(&batch, None)?;
-    Ok(Outcome::Replaced)
-}
-
-/// Whether iptables-nft tables of a family hold chains of ours.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn iptables_chains_exist(socket: &mut NftSocket, family: Family) -> Result<bool, NetlinkError> {
-    let number = match family {
-        Family::V4 => NFPROTO_IPV4,
-        Family::V6 => NFPROTO_IPV6,
-    };
-    let chains = socket.dump(kind::GETCHAIN, number, &Attributes::default())?;
-    Ok(chains
+/// The kernel refuses, or holds something else.
+pub fn verify(socket: &mut NftSocket, wanted: Wanted<'_>) -> Result<(), ApplyError> {
+    let now = read(socket)?;
+    let left = wanted
+        .without_xtables
         .iter()
-        .any(|chain| text(chain, 3).is_some_and(|name| name.starts_with("ISTIO_"))))
+        .find(|family| now.xtables.has_own_chains(**family));
+    let difference = first_difference(wanted.native, &now.native)
+        .or_else(|| left.map(|family| format!("{family:?} chains of iptables are still there")));
+    match difference {
+        Some(difference) => Err(ApplyError::Mismatch(difference)),
+        None => Ok(()),
+    }
+}
+
+/// Turns whatever is there now back into an earlier state; writes nothing if it is that state.
+///
+/// # Errors
+/// The kernel refuses, or the rule set does not hold still.
+pub fn restore(socket: &mut NftSocket, before: &Snapshot) -> Result<(), NetlinkError> {
+    for _ in 0..ATTEMPTS {
+        let now = read_with(socket, Some(&before.xtables))?;
+        let mut batch = Batch::default();
+        if now.native != before.native {
+            batch.delete_own_tables().create(&before.native);
+        }
+        if !now.xtables.same(&before.xtables) {
+            before.xtables.put_back(&now.xtables, &mut batch);
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        match socket.commit(&batch, Some(now.generation)) {
+            Err(NetlinkError::Changed) => {}
+            other => return other,
+        }
+    }
+    Err(NetlinkError::Inconsistent)
 }

@@ -181,6 +181,17 @@ impl Compiler<'_> {
         self.compare(Expr::Mask(bits.to_ne_bytes().to_vec()), true, [0; 4]);
     }
 
+    fn owner(&mut self, key: Meta, not: bool, (low, high): (u32, u32)) {
+        let load = Expr::MetaLoad(key);
+        if low == high {
+            self.compare(load, not, low.to_ne_bytes());
+            return;
+        }
+        let (from, to) = (low.to_be_bytes().to_vec(), high.to_be_bytes().to_vec());
+        let range = Expr::Range { not, from, to };
+        self.exprs.extend([load, Expr::HostToNetwork, range]);
+    }
+
     fn matching(&mut self, matching: &Match) -> Result<(), OwnerError> {
         match matching {
             Match::InInterface(interface) => self.interface(Meta::Iifname, interface),
@@ -204,12 +215,12 @@ impl Compiler<'_> {
                 self.compare(Expr::CtLoad(Ct::Mark), false, mark.to_ne_bytes());
             }
             Match::User { not, id } => {
-                let uid = self.names.user(id)?;
-                self.compare(Expr::MetaLoad(Meta::Skuid), *not, uid.to_ne_bytes());
+                let ids = self.names.user(id)?;
+                self.owner(Meta::Skuid, *not, ids);
             }
             Match::Group { not, id } => {
-                let gid = self.names.group(id)?;
-                self.compare(Expr::MetaLoad(Meta::Skgid), *not, gid.to_ne_bytes());
+                let ids = self.names.group(id)?;
+                self.owner(Meta::Skgid, *not, ids);
             }
             // The plan has turned them into `NftMatch::Address`.
             Match::Source(_) | Match::Destination { .. } => {}

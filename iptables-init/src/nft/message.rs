@@ -2,7 +2,7 @@
 
 use super::expr::{ANONYMOUS_SET, Expr, encode};
 use super::plan::{TABLES, table_name};
-use super::state::TableState;
+use super::state::{POLICY_ACCEPT, TableState};
 use super::wire::{Attributes, push_message};
 
 /// nfgen_family of `inet` tables.
@@ -35,8 +35,10 @@ pub mod kind {
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
-const NLM_F_CREATE: u16 = 0x400;
-const NLM_F_APPEND: u16 = 0x800;
+/// Create if it does not exist.
+pub(super) const NLM_F_CREATE: u16 = 0x400;
+/// Add a rule behind the others, not before them.
+pub(super) const NLM_F_APPEND: u16 = 0x800;
 /// Both dump bits.
 pub const NLM_F_DUMP: u16 = 0x300;
 const BATCH_BEGIN: u16 = 0x10;
@@ -84,7 +86,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    fn push(&mut self, kind: u16, flags: u16, family: u8, attributes: Attributes) {
+    /// Adds one message.
+    pub(super) fn push(&mut self, kind: u16, flags: u16, family: u8, attributes: Attributes) {
         self.messages.push((kind, flags, family, attributes));
     }
 
@@ -100,20 +103,25 @@ impl Batch {
         self.messages.is_empty()
     }
 
-    fn table(&mut self, kind: u16, flags: u16, name: &str) {
+    /// Makes sure that a table exists.
+    pub(super) fn create_table(&mut self, family: u8, name: &str) {
+        let mut a = Attributes::default();
+        a.text(1, name).be32(2, 0);
+        self.push(kind::NEWTABLE, NLM_F_CREATE, family, a);
+    }
+
+    /// Deletes a table with all it holds.
+    pub(super) fn delete_table(&mut self, family: u8, name: &str) {
         let mut a = Attributes::default();
         a.text(1, name);
-        if kind == kind::NEWTABLE {
-            a.be32(2, 0);
-        }
-        self.push(kind, flags, NFPROTO_INET, a);
+        self.push(kind::DELTABLE, 0, family, a);
     }
 
     /// Makes sure none of our three tables exists. Creating first makes the delete succeed.
     pub fn delete_own_tables(&mut self) -> &mut Self {
         for table in TABLES {
-            self.table(kind::NEWTABLE, NLM_F_CREATE, table_name(table));
-            self.table(kind::DELTABLE, 0, table_name(table));
+            self.create_table(NFPROTO_INET, table_name(table));
+            self.delete_table(NFPROTO_INET, table_name(table));
         }
         self
     }
@@ -121,7 +129,7 @@ impl Batch {
     /// Creates tables, all their chains, then their rules, so that no jump is ahead of its chain.
     pub fn create(&mut self, tables: &[TableState]) -> &mut Self {
         for table in tables {
-            self.table(kind::NEWTABLE, NLM_F_CREATE, &table.name);
+            self.create_table(NFPROTO_INET, &table.name);
             for chain in &table.chains {
                 let mut a = Attributes::default();
                 a.text(1, &table.name).text(3, &chain.name);
@@ -132,6 +140,9 @@ impl Batch {
                             .be32(2, base.priority.cast_unsigned());
                     });
                     a.text(7, &base.kind);
+                    if base.policy != POLICY_ACCEPT {
+                        a.be32(5, base.policy);
+                    }
                 }
                 self.push(kind::NEWCHAIN, NLM_F_CREATE, NFPROTO_INET, a);
             }
@@ -190,13 +201,6 @@ impl Batch {
         let mut a = Attributes::default();
         a.text(1, table).text(2, chain);
         a.bytes(3, &handle.to_be_bytes());
-        self.push(kind::DELRULE, 0, family, a);
-    }
-
-    /// Deletes all rules of a chain.
-    pub fn flush_chain(&mut self, family: u8, table: &str, chain: &str) {
-        let mut a = Attributes::default();
-        a.text(1, table).text(2, chain);
         self.push(kind::DELRULE, 0, family, a);
     }
 

@@ -48,6 +48,27 @@ pub enum NetlinkError {
     Inconsistent,
 }
 
+impl NetlinkError {
+    /// Whether the kernel has no nf_tables at all, and so cannot hold rules in it.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::Socket { source, .. } => matches!(
+                source.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT)
+            ),
+            // netfilter netlink answers EINVAL for a subsystem that is not there.
+            Self::Refused { errno, .. } => {
+                matches!(
+                    errno,
+                    Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT
+                )
+            }
+            Self::Changed | Self::Inconsistent => false,
+        }
+    }
+}
+
 /// What usually is behind an errno of nf_tables.
 const fn hint(errno: Errno) -> &'static str {
     match errno {

@@ -13,7 +13,12 @@ pub struct BaseState {
     pub hook: u32,
     /// Priority.
     pub priority: i32,
+    /// Verdict at the end of the chain: 1 accept, 0 drop.
+    pub policy: u32,
 }
+
+/// NF_ACCEPT, the kernel's default.
+pub const POLICY_ACCEPT: u32 = 1;
 
 impl From<BaseChain> for BaseState {
     fn from(base: BaseChain) -> Self {
@@ -21,6 +26,7 @@ impl From<BaseChain> for BaseState {
             kind: base.kind.to_owned(),
             hook: base.hook_number,
             priority: base.priority,
+            policy: POLICY_ACCEPT,
         }
     }
 }
@@ -45,17 +51,6 @@ pub struct TableState {
     pub chains: Vec<ChainState>,
 }
 
-/// Whether a state can be written back: it holds nothing that we did not understand.
-#[must_use]
-pub fn is_restorable(tables: &[TableState]) -> bool {
-    let mut exprs = tables
-        .iter()
-        .flat_map(|t| &t.chains)
-        .flat_map(|c| &c.rules)
-        .flatten();
-    !exprs.any(|e| matches!(e, Expr::Unknown(_)))
-}
-
 /// The first difference in words, for error messages.
 #[must_use]
 pub fn first_difference(want: &[TableState], got: &[TableState]) -> Option<String> {
@@ -69,7 +64,7 @@ pub fn first_difference(want: &[TableState], got: &[TableState]) -> Option<Strin
                 return Some(format!("chain {path} is missing"));
             };
             if chain.base != found.base {
-                return Some(format!("chain {path} has another hook"));
+                return Some(format!("chain {path} has another hook or policy"));
             }
             if chain.rules.len() != found.rules.len() {
                 let (want, got) = (chain.rules.len(), found.rules.len());

@@ -67,6 +67,14 @@ pub fn be32(data: &[u8], wanted: u16) -> Option<u32> {
     ))
 }
 
+/// Big-endian 64-bit attribute.
+#[must_use]
+pub fn be64(data: &[u8], wanted: u16) -> Option<u64> {
+    Some(u64::from_be_bytes(
+        attribute(data, wanted)?.try_into().ok()?,
+    ))
+}
+
 /// Zero-terminated text attribute.
 #[must_use]
 pub fn text(data: &[u8], wanted: u16) -> Option<String> {
