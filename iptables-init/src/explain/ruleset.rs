@@ -47,7 +47,7 @@ impl Ruleset {
         }
         for (_, rules) in &mut loaded.chains {
             for matching in rules.iter_mut().flat_map(|rule| &mut rule.matches) {
-                resolve_owner(matching, facts.names, flavor)?;
+                resolve_owner(matching, facts.names)?;
             }
         }
         Ok(loaded)

@@ -47,10 +47,23 @@ struct BaseAttributes {
 struct Chain {
     name: String,
     base: Option<BaseAttributes>,
-    /// Ours only; of our own chains all.
+    /// Number of rules in a base chain, known without reading them.
+    uses: usize,
+    /// Ours only; of our own chains all. Not read where nothing of ours is.
     rules: Vec<Placed>,
-    /// Handles of everybody else's rules.
+    /// Handles of everybody else's rules, where they were read.
     others: Vec<u64>,
+}
+
+impl Chain {
+    /// Whether without our rules this is what the programs create by themselves.
+    fn is_empty_builtin(&self) -> bool {
+        let accepts = self
+            .base
+            .as_ref()
+            .is_some_and(|b| b.policy == POLICY_ACCEPT);
+        BUILTIN.contains(&self.name.as_str()) && accepts && self.uses == self.rules.len()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -145,12 +158,15 @@ impl Xtables {
     /// but empty built-in chains then; with `empty_too` also of those that never held ours.
     pub fn remove(&self, families: &[Family], empty_too: bool, batch: &mut Batch) {
         for table in families.iter().flat_map(|family| self.of(*family)) {
-            let drop = empty_too || table.has_ours();
-            if drop && table.is_empty_without_ours() {
-                batch.delete_table(family_number(table.family), &table.name);
-            } else {
-                table.remove_ours(batch);
+            if !(empty_too || table.has_ours()) {
+                continue;
             }
+            if table.is_empty_without_ours() {
+                batch.delete_table(family_number(table.family), &table.name);
+                continue;
+            }
+            table.remove_ours(batch);
+            table.remove_chains(batch, Chain::is_empty_builtin);
         }
     }
 
@@ -162,7 +178,12 @@ impl Xtables {
                 None if table.is_empty_without_ours() => {
                     batch.delete_table(family_number(table.family), &table.name);
                 }
-                _ => table.remove_ours(batch),
+                was => {
+                    table.remove_ours(batch);
+                    let known =
+                        |name: &str| was.is_some_and(|t| t.chains.iter().any(|c| c.name == name));
+                    table.remove_chains(batch, |c| c.is_empty_builtin() && !known(&c.name));
+                }
             }
         }
         for table in &self.tables {
@@ -184,12 +205,8 @@ impl Table {
     /// programs create by themselves and a fresh namespace does not have.
     fn is_empty_without_ours(&self) -> bool {
         let chains = u32::try_from(self.chains.len()).unwrap_or(u32::MAX);
-        let plain = |c: &Chain| {
-            let builtin = BUILTIN.contains(&c.name.as_str());
-            let accepts = c.base.as_ref().is_some_and(|b| b.policy == POLICY_ACCEPT);
-            (builtin && accepts) || is_own_chain(&c.name)
-        };
-        self.uses == chains && self.chains.iter().all(|c| plain(c) && c.others.is_empty())
+        let plain = |c: &Chain| c.is_empty_builtin() || is_own_chain(&c.name);
+        self.uses == chains && self.chains.iter().all(plain)
     }
 
     fn remove_ours(&self, batch: &mut Batch) {
@@ -199,8 +216,12 @@ impl Table {
                 batch.delete_rule(number, &self.name, &chain.name, placed.handle);
             }
         }
-        for chain in self.chains.iter().filter(|c| is_own_chain(&c.name)) {
-            batch.delete_chain(number, &self.name, &chain.name);
+        self.remove_chains(batch, |chain| is_own_chain(&chain.name));
+    }
+
+    fn remove_chains(&self, batch: &mut Batch, which: impl Fn(&Chain) -> bool) {
+        for chain in self.chains.iter().filter(|chain| which(chain)) {
+            batch.delete_chain(family_number(self.family), &self.name, &chain.name);
         }
     }
 
@@ -293,6 +314,9 @@ fn read_chains(socket: &mut NftSocket, family: Family) -> Result<Vec<Table>, Net
                 policy: be32(&answer, 5).unwrap_or(POLICY_ACCEPT),
                 kind: text(&answer, 7).unwrap_or_default(),
             }),
+            uses: be32(&answer, 6)
+                .and_then(|uses| uses.try_into().ok())
+                .unwrap_or(usize::MAX),
             rules: Vec::new(),
             others: Vec::new(),
         });

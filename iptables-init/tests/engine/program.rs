@@ -1,152 +1,18 @@
-//! The program in real network namespaces: rules are applied, read back, and checked with real
-//! sockets. Needs root and `ip`; each backend test needs its tool. Everything else is skipped with
-//! a printed reason.
+//! The whole program: what it writes is what the packet table says, runs converge, backends are
+//! switched, validation and exit codes.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
-use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, setns};
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use socket2::{Domain, SockRef, Socket, Type};
 
-const POD: [u8; 4] = [10, 81, 0, 2];
-const OUTSIDE: [u8; 4] = [10, 81, 0, 1];
-const INJECTED: &[&str] = &[
-    "-p",
-    "15001",
-    "-z",
-    "15006",
-    "-u",
-    "1337",
-    "-m",
-    "REDIRECT",
-    "-i",
-    "*",
-    "-x",
-    "",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021,15020",
-];
-
-fn sh(command: &str) -> Output {
-    Command::new("sh")
-        .args(["-c", command])
-        .output()
-        .expect("sh runs")
-}
-
-fn has(program: &str) -> bool {
-    sh(&format!("command -v {program}")).status.success()
-}
-
-/// Reason to skip, printed.
-fn missing(programs: &[&str]) -> bool {
-    if !Uid::effective().is_root() {
-        println!("skipped: needs root");
-        return true;
-    }
-    match programs.iter().find(|program| !has(program)) {
-        Some(program) => {
-            println!("skipped: needs {program}");
-            true
-        }
-        None => false,
-    }
-}
-
-/// Two namespaces joined by a veth pair, removed on drop.
-struct Lab {
-    pod: String,
-    outside: String,
-}
-
-impl Lab {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let id = format!(
-            "{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
-        let lab = Self {
-            pod: format!("orpod-{id}"),
-            outside: format!("orout-{id}"),
-        };
-        let (pod, outside) = (&lab.pod, &lab.outside);
-        let script = format!(
-            "set -e; ip netns add {pod}; ip netns add {outside}
-             ip -n {pod} link add eth0 type veth peer name eth0 netns {outside}
-             for n in {pod} {outside}; do ip -n $n link set lo up; ip -n $n link set eth0 up; done
-             ip -n {pod} addr add 10.81.0.2/24 dev eth0; ip -n {outside} addr add 10.81.0.1/24 dev eth0
-             ip -n {pod} addr add fd81::2/64 dev eth0 nodad; ip -n {outside} addr add fd81::1/64 dev eth0 nodad"
-        );
-        let made = sh(&script);
-        assert!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
-        );
-        lab
-    }
-
-    fn exec(&self, words: &[&str]) -> Output {
-        let output = Command::new("ip")
-            .args(["netns", "exec", &self.pod])
-            .args(words)
-            .output();
-        output.expect("ip runs")
-    }
-
-    fn text(&self, words: &[&str]) -> String {
-        String::from_utf8_lossy(&self.exec(words).stdout).into_owned()
-    }
-
-    /// Runs the program with the injected arguments and more; asserts success.
-    fn apply(&self, more: &[&str]) -> String {
-        let words = [&[env!("CARGO_BIN_EXE_istio-iptables")], INJECTED, more].concat();
-        let output = self.exec(&words);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{more:?}\n{text}\n{errors}");
-        text
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        sh(&format!(
-            "ip netns del {}; ip netns del {}",
-            self.pod, self.outside
-        ));
-    }
-}
-
-/// Runs `work` on a thread inside a namespace, with sockets owned by `id` (user and group).
-fn inside<T: Send + 'static>(
-    namespace: &str,
-    id: u32,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> T {
-    let file = File::open(format!("/run/netns/{namespace}")).expect("namespace file");
-    let thread = std::thread::spawn(move || {
-        setns(file, CloneFlags::CLONE_NEWNET).expect("setns");
-        // These two calls are per thread, and the owner match reads exactly these ids.
-        setfsgid(Gid::from_raw(id));
-        setfsuid(Uid::from_raw(id));
-        work()
-    });
-    thread.join().expect("namespace thread")
-}
+use crate::lab::{INJECTED, Lab, OUTSIDE, POD, inside, missing};
 
 fn listen(namespace: &str, ports: &'static [u16]) -> Vec<TcpListener> {
-    inside(namespace, 0, move || {
+    inside(namespace, (0, 0), move || {
         ports
             .iter()
             .map(|port| TcpListener::bind(("0.0.0.0", *port)).expect("bind"))
@@ -155,7 +21,7 @@ fn listen(namespace: &str, ports: &'static [u16]) -> Vec<TcpListener> {
 }
 
 fn connect(namespace: &str, id: u32, from: Option<IpAddr>, to: SocketAddr) -> TcpStream {
-    inside(namespace, id, move || {
+    inside(namespace, (id, id), move || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
         if let Some(from) = from {
             socket
@@ -284,16 +150,6 @@ fn iptables_legacy_redirects_as_the_packet_table_says() {
     check_redirect_packet_table(&lab);
 }
 
-/// Everything that netlink shows: rules of both kinds, policy rules, routes, loopback addresses.
-fn everything(lab: &Lab) -> String {
-    let mut out = lab.text(&["nft", "-s", "list", "ruleset"]);
-    out += &lab.text(&["ip", "rule"]);
-    out += &lab.text(&["ip", "-6", "rule"]);
-    out += &lab.text(&["ip", "route", "show", "table", "133"]);
-    out += &lab.text(&["ip", "-6", "route", "show", "table", "133"]);
-    out + &lab.text(&["ip", "-6", "-o", "addr", "show", "dev", "lo"])
-}
-
 const VARIANTS: [&[&str]; 5] = [
     &[],
     &["--dual-stack", "-m", "TPROXY"],
@@ -351,17 +207,17 @@ fn native_runs_converge_repeat_without_a_write_and_clean_up_completely() {
         return;
     }
     let lab = Lab::new();
-    let fresh = everything(&lab);
+    let fresh = lab.everything();
     for more in VARIANTS {
         let words = [&["--native-nftables"], more].concat();
         lab.apply(&words);
-        let once = everything(&lab);
+        let once = lab.everything();
         let log = lab.apply(&words);
         assert!(log.contains("nothing written"), "{more:?}\n{log}");
-        assert_eq!(everything(&lab), once, "{more:?}");
+        assert_eq!(lab.everything(), once, "{more:?}");
     }
     lab.apply(&["--native-nftables", "--cleanup-only"]);
-    assert_eq!(everything(&lab), fresh);
+    assert_eq!(lab.everything(), fresh);
 }
 
 #[test]

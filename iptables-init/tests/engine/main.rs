@@ -1,0 +1,12 @@
+//! The program and its engine in real network namespaces: what it writes, what a failure leaves,
+//! what a clean-up leaves, what connections notice. Needs root and `ip`; a test that needs more
+//! says so when it skips.
+
+mod cleanup;
+mod lab;
+mod load;
+mod pod_security;
+mod program;
+mod rollback;
+#[path = "../golden/rows.rs"]
+mod rows;
