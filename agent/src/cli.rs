@@ -77,6 +77,8 @@ pub struct ProxyArgs {
     pub outlier_log_path: String,
     /// `--stsPort`; 0 means off.
     pub sts_port: u32,
+    /// `--profiling`: `/debug/pprof/` on the status port.
+    pub profiling: bool,
 }
 
 /// Arguments of `request`.
@@ -298,6 +300,7 @@ fn proxy(rest: &[String]) -> Result<Invocation, CliError> {
         template_file: parsed.text("templateFile"),
         outlier_log_path: parsed.text("outlierLogPath"),
         sts_port: parsed.integer("stsPort")?,
+        profiling: parsed.boolean("profiling"),
     };
     Ok(finish(Command::Proxy(args), &parsed))
 }

@@ -51,10 +51,9 @@ fn run() -> Result<u8, AnyError> {
             })
         }
         Command::Request(args) => {
-            let body = runtime()?.block_on(request::run(&args))?;
             let mut out = std::io::stdout().lock();
-            out.write_all(&body)?;
-            out.write_all(b"\n")?;
+            runtime()?.block_on(request::run(&args, &mut out))?;
+            out.flush()?;
             Ok(0)
         }
         Command::Wait(args) => {

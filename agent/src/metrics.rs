@@ -4,12 +4,13 @@
 
 use std::fmt::Write;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 mod process;
+mod runtime;
 
 /// Which part of a merged scrape failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Metrics {
     startup_seconds: OnceLock<f64>,
     scrapes: AtomicU64,
     failures: [AtomicU64; 3],
+    /// 0: never scraped, 1: the last attempt failed, 2: it succeeded.
+    up: [AtomicU8; 3],
     sources: Mutex<Vec<Source>>,
 }
 
@@ -46,6 +49,7 @@ impl Default for Metrics {
             startup_seconds: OnceLock::new(),
             scrapes: AtomicU64::new(0),
             failures: Default::default(),
+            up: Default::default(),
             sources: Mutex::new(Vec::new()),
         }
     }
@@ -76,9 +80,17 @@ impl Metrics {
         }
     }
 
+    /// Whether the last answer of a part could be used.
+    pub fn scraped(&self, part: ScrapePart, usable: bool) {
+        let index = PARTS.iter().position(|(_, p)| *p == part);
+        if let Some(up) = index.and_then(|i| self.up.get(i)) {
+            up.store(1 + u8::from(usable), Ordering::Relaxed);
+        }
+    }
+
     /// The page in text format 0.0.4.
     pub fn render(&self) -> String {
-        let mut page = Page(String::with_capacity(4096));
+        let mut page = Page::default();
         if let Some(seconds) = self.startup_seconds.get() {
             let help = "The time from the process starting to being marked ready.";
             page.gauge("startup_duration_seconds", help, &[], *seconds);
@@ -95,16 +107,32 @@ impl Metrics {
             let value = counter.load(Ordering::Relaxed);
             page.counter("scrape_failures_total", help, &[("type", name)], value);
         }
+        for ((name, _), up) in PARTS.iter().zip(&self.up) {
+            let value = up.load(Ordering::Relaxed);
+            if value != 0 {
+                let help = "Whether the last scrape of a source gave its metrics.";
+                page.gauge("scrape_up", help, &[("type", name)], f64::from(value - 1));
+            }
+        }
         for source in self.sources.lock().iter() {
             source(&mut page);
         }
         process::render(&mut page);
-        page.0
+        runtime::render(&mut page);
+        page.text()
     }
 }
 
-/// A page being written. Names are given without the prefix `istio_agent_`.
-pub struct Page(String);
+/// A page being written. Names are given without the prefix `istio_agent_`. The samples of a name
+/// stand together, whatever the order they come in: the format asks for it.
+#[derive(Default)]
+pub struct Page(Vec<Family>);
+
+struct Family {
+    name: String,
+    header: String,
+    samples: String,
+}
 
 impl Page {
     /// A counter; nothing is written while it is 0.
@@ -116,26 +144,96 @@ impl Page {
 
     /// A gauge.
     pub fn gauge(&mut self, name: &str, help: &str, labels: &[(&str, &str)], value: f64) {
-        self.sample(name, "gauge", help, labels, &value.to_string());
+        self.sample(name, "gauge", help, labels, &number(value));
+    }
+
+    /// A histogram: counts per bucket (not cumulative) with their upper bounds, the count above
+    /// the last bound, and the sum. Nothing is written while it is empty.
+    pub fn histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        buckets: &[(f64, u64)],
+        above: u64,
+        sum: f64,
+    ) {
+        let count = buckets.iter().map(|(_, n)| n).sum::<u64>() + above;
+        if count == 0 {
+            return;
+        }
+        let samples = self.family(name, "histogram", help);
+        let mut total = 0;
+        for (bound, n) in buckets {
+            total += n;
+            let bound = bound.to_string();
+            sample(
+                samples,
+                &format!("{name}_bucket"),
+                &[("le", &bound)],
+                &total.to_string(),
+            );
+        }
+        let count = count.to_string();
+        sample(
+            samples,
+            &format!("{name}_bucket"),
+            &[("le", "+Inf")],
+            &count,
+        );
+        sample(samples, &format!("{name}_sum"), &[], &number(sum));
+        sample(samples, &format!("{name}_count"), &[], &count);
     }
 
     fn sample(&mut self, name: &str, kind: &str, help: &str, labels: &[(&str, &str)], value: &str) {
-        let header = format!("# TYPE istio_agent_{name} {kind}\n");
-        if !self.0.contains(&header) {
-            self.0
-                .push_str(&format!("# HELP istio_agent_{name} {help}\n{header}"));
-        }
-        let labels: Vec<String> = labels
-            .iter()
-            .map(|(k, v)| format!("{k}=\"{}\"", escaped(v)))
-            .collect();
-        let set = if labels.is_empty() {
-            String::new()
-        } else {
-            format!("{{{}}}", labels.join(","))
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.0, "istio_agent_{name}{set} {value}");
+        sample(self.family(name, kind, help), name, labels, value);
+    }
+
+    /// Where the samples of `name` go; its first use decides type and help.
+    fn family(&mut self, name: &str, kind: &str, help: &str) -> &mut String {
+        let index = self.0.iter().position(|family| family.name == name);
+        let index = index.unwrap_or_else(|| {
+            self.0.push(Family {
+                name: name.to_owned(),
+                header: format!(
+                    "# HELP istio_agent_{name} {help}\n# TYPE istio_agent_{name} {kind}\n"
+                ),
+                samples: String::new(),
+            });
+            self.0.len() - 1
+        });
+        &mut self.0[index].samples
+    }
+
+    fn text(&self) -> String {
+        let families = self.0.iter();
+        families
+            .map(|family| format!("{}{}", family.header, family.samples))
+            .collect()
+    }
+}
+
+fn sample(out: &mut String, name: &str, labels: &[(&str, &str)], value: &str) {
+    let labels: Vec<String> = labels
+        .iter()
+        .map(|(k, v)| format!("{k}=\"{}\"", escaped(v)))
+        .collect();
+    let set = if labels.is_empty() {
+        String::new()
+    } else {
+        format!("{{{}}}", labels.join(","))
+    };
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "istio_agent_{name}{set} {value}");
+}
+
+/// Prometheus' words for what is no number.
+fn number(value: f64) -> String {
+    if value.is_nan() {
+        "NaN".to_owned()
+    } else if value.is_infinite() {
+        if value > 0.0 { "+Inf" } else { "-Inf" }.to_owned()
+    } else {
+        value.to_string()
     }
 }
 
@@ -182,13 +280,10 @@ mod tests {
 
     #[test]
     fn label_values_are_escaped() {
-        let mut page = Page(String::new());
+        let mut page = Page::default();
         page.gauge("g", "h", &[("l", "a\"b\\c\n")], 1.5);
-        assert!(
-            page.0
-                .ends_with("istio_agent_g{l=\"a\\\"b\\\\c\\n\"} 1.5\n"),
-            "{}",
-            page.0
-        );
+        let text = page.text();
+        let want = "istio_agent_g{l=\"a\\\"b\\\\c\\n\"} 1.5\n";
+        assert!(text.ends_with(want), "{text}");
     }
 }

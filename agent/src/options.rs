@@ -85,6 +85,8 @@ pub struct StatusOptions {
     pub probe_destination: Option<std::net::IpAddr>,
     /// `ISTIO_ENABLE_HTTP2_PROBING`.
     pub http2_probing: bool,
+    /// `ENABLE_PROBE_KEEPALIVE_CONNECTIONS`.
+    pub probe_keep_alive: bool,
     /// `METRICS_LOCALHOST_ACCESS_ONLY`.
     pub localhost_metrics_only: bool,
     /// `PILOT_AGENT_MERGE_ENVOY_STATS`, false also without a proxy.
@@ -96,16 +98,31 @@ pub struct StatusOptions {
 /// Settings of the supervisor.
 #[derive(Debug, Clone)]
 pub struct DrainOptions {
-    /// `terminationDrainDuration`.
+    /// `terminationDrainDuration`, or `TERMINATION_DRAIN_DURATION_SECONDS` if that is set.
     pub termination: Duration,
     /// `MINIMUM_DRAIN_DURATION`.
     pub minimum: Duration,
+    /// `drainDuration`: how long the proxy itself takes connections while it drains.
+    pub proxy: Duration,
     /// `EXIT_ON_ZERO_ACTIVE_CONNECTIONS`.
     pub exit_on_zero: bool,
     /// Inbound listeners only: sidecars, whose application may still call out.
     pub inbound_only: bool,
     /// Ports of the proxy's own listeners, whose connections do not count.
     pub own_ports: Vec<u16>,
+}
+
+impl DrainOptions {
+    /// Upper bound of the wait for zero connections: `terminationDrainDuration` where it leaves
+    /// time after the minimum; else the minimum and the proxy's own drain time (the default of
+    /// the former is as short as the minimum, and would leave none).
+    pub fn limit(&self) -> Duration {
+        if self.termination > self.minimum {
+            self.termination
+        } else {
+            self.minimum.saturating_add(self.proxy)
+        }
+    }
 }
 
 /// Everything the agent was told.
@@ -451,6 +468,7 @@ fn status_options(
         prometheus: Some(annotations).filter(|text| sidecar && !text.is_empty()),
         probe_destination: pod_ip,
         http2_probing: environment.boolean("ISTIO_ENABLE_HTTP2_PROBING", true),
+        probe_keep_alive: environment.boolean("ENABLE_PROBE_KEEPALIVE_CONNECTIONS", false),
         localhost_metrics_only: environment.boolean("METRICS_LOCALHOST_ACCESS_ONLY", false),
         merge_proxy_stats: !disable_envoy
             && environment.boolean("PILOT_AGENT_MERGE_ENVOY_STATS", true),
@@ -470,10 +488,17 @@ fn drain_options(
         ports.secure_metrics,
         ports.secure_merged_metrics,
     ];
+    let configured = settings.termination_drain_duration;
+    let seconds = environment
+        .is_set("TERMINATION_DRAIN_DURATION_SECONDS")
+        .then(|| environment.number("TERMINATION_DRAIN_DURATION_SECONDS", -1_i64))
+        .and_then(|n| u64::try_from(n).ok());
     DrainOptions {
-        termination: settings
-            .termination_drain_duration
+        termination: seconds
+            .map(Duration::from_secs)
+            .or(configured)
             .unwrap_or(Duration::from_secs(5)),
+        proxy: settings.drain_duration.unwrap_or(Duration::from_secs(45)),
         minimum: environment.duration("MINIMUM_DRAIN_DURATION", Duration::from_secs(5)),
         exit_on_zero: node.exit_on_zero_active_connections,
         inbound_only: node.node_type == NodeType::Sidecar,

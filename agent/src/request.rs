@@ -1,6 +1,7 @@
 //! HTTP to local ports: the `request` command, and the small client that readiness, drain,
 //! scrapes and `wait` share. One connection per request; no redirects, no pool.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use crate::cli::RequestArgs;
 
 /// Limit of the `request` command, that of the reference.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of an error answer that is shown.
+const MAX_ERROR: usize = 64 << 10;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +39,9 @@ pub enum RequestError {
     /// The body could not be read or is too large.
     #[error("cannot read the answer: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
+    /// Standard output.
+    #[error("cannot write the answer: {0}")]
+    Output(std::io::Error),
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
@@ -148,25 +154,41 @@ pub async fn exchange(
         .map_err(|_| RequestError::Timeout(timeout))?
 }
 
-/// The `request` command; the body of the answer is returned for standard output.
+/// The `request` command: writes the body of the answer to `out` as it comes, and a newline.
 ///
 /// # Errors
-/// Any failure, and every status over 399 except 404.
-pub async fn run(args: &RequestArgs) -> Result<Bytes, RequestError> {
+/// Any failure, and every status over 399 except 404; then nothing has been written, unless the
+/// answer broke off.
+pub async fn run(args: &RequestArgs, out: &mut impl Write) -> Result<(), RequestError> {
     let method: Method = args.method.parse().map_err(http::Error::from)?;
     let authority = format!("localhost:{}", args.port);
     let body = Bytes::from(args.body.clone().into_bytes());
     let request = build(method, &authority, &args.path, body)?;
     let addresses = localhost(args.port);
-    let (status, body) = exchange(&addresses, request, usize::MAX, COMMAND_TIMEOUT).await?;
-    if status.as_u16() > 399 && status != StatusCode::NOT_FOUND {
-        let body = String::from_utf8_lossy(&body).into_owned();
-        return Err(RequestError::Status {
-            status: status.as_u16(),
-            body,
-        });
-    }
-    Ok(body)
+    let exchange = async {
+        let response = send(&addresses, request).await?;
+        let status = response.status();
+        if status.as_u16() > 399 && status != StatusCode::NOT_FOUND {
+            let body = Limited::new(response.into_body(), MAX_ERROR)
+                .collect()
+                .await;
+            let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+            return Err(RequestError::Status {
+                status: status.as_u16(),
+                body: String::from_utf8_lossy(&body).into_owned(),
+            });
+        }
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                out.write_all(&data).map_err(RequestError::Output)?;
+            }
+        }
+        out.write_all(b"\n").map_err(RequestError::Output)
+    };
+    tokio::time::timeout(COMMAND_TIMEOUT, exchange)
+        .await
+        .map_err(|_| RequestError::Timeout(COMMAND_TIMEOUT))?
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //! first, then sockets, then documents, then the proxy; nothing waits for istiod.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use bootstrap_templates::{
@@ -20,7 +20,9 @@ use crate::sds::{self, SdsConfig, SdsProvider, SdsProviderError, SdsServer};
 use crate::secret_manager::{
     SecretManager, SecretManagerConfig, SecretStatus, WorkloadSource, spiffe_id,
 };
-use crate::status::{Readiness, StatusError, StatusParts, StatusServer};
+use crate::status::{
+    ControlPlane, Readiness, ReadinessParts, StatusError, StatusParts, StatusServer,
+};
 use crate::supervisor::{AdminClient, Lifecycle, ProxyCommand, SignalError, Signals, Supervisor};
 use crate::uds::UdsError;
 use crate::xds_proxy::{XdsProxy, XdsProxyConfig, XdsProxyHandle};
@@ -87,34 +89,41 @@ pub async fn run(mut options: Options) -> Result<u8, StartError> {
     let admin_port = u16::try_from(options.settings.proxy_admin_port).unwrap_or(0);
     let admin = AdminClient::new(admin_port, ipv6_only);
     let proxied = (!options.disable_envoy).then(|| admin.clone());
-    let istiod = Arc::new(std::sync::OnceLock::<XdsProxyHandle>::new());
+    let control_plane = Arc::new(OnceLock::new());
 
     let mut services = JoinSet::new();
-    let checks = readiness(&options, proxied.clone(), metrics.clone(), istiod.clone());
+    // Only a proxyless client reads the file; a sidecar must not fail for it.
+    let grpc_bootstrap = options.grpc_bootstrap.clone();
+    let readiness = ReadinessParts {
+        admin: proxied.clone(),
+        grpc_bootstrap: grpc_bootstrap.filter(|_| options.disable_envoy),
+        name_table: false,
+        metrics: metrics.clone(),
+        control_plane: control_plane.clone(),
+    };
     if options.status.port != 0 {
         let parts = StatusParts {
             metrics: metrics.clone(),
-            readiness: Arc::new(checks),
+            readiness: Readiness::new(readiness.clone()),
+            control_plane: control_plane.clone(),
+            profiling: options.args.profiling,
+            domain: options.node.domain.clone(),
             lifecycle: lifecycle.clone(),
-            admin: proxied.clone(),
+            admin: proxied,
             inbound_only: options.drain.inbound_only,
             ipv6_only,
         };
         services.spawn(StatusServer::bind(&options.status, parts)?.serve());
     }
-    let handle = control_plane(&mut options, &metrics, &mut services).await?;
+    let connected = connect(&mut options, &metrics, &mut services).await?;
     if let Some(health) = options.health.clone() {
         // An instance of its own: what it has seen is not what the kubelet was told.
-        let ready = readiness(&options, proxied, metrics.clone(), istiod.clone());
-        services.spawn(report_health(
-            health,
-            ready,
-            lifecycle.clone(),
-            handle.clone(),
-        ));
+        let ready = Readiness::new(readiness);
+        let istiod = connected.xds.clone();
+        services.spawn(report_health(health, ready, lifecycle.clone(), istiod));
     }
-    // Set once, before anybody can have read it.
-    let _ = istiod.set(handle);
+    // Set once, here.
+    let _ = control_plane.set(connected);
 
     let node = options.build_node()?;
     write_grpc_bootstrap(&options, &node)?;
@@ -153,30 +162,12 @@ async fn report_health(
     config.run(check, |health| istiod.set_health(health)).await;
 }
 
-fn readiness(
-    options: &Options,
-    admin: Option<AdminClient>,
-    metrics: Arc<Metrics>,
-    istiod: Arc<std::sync::OnceLock<XdsProxyHandle>>,
-) -> Readiness {
-    // Only a proxyless client reads the file; a sidecar must not fail for it.
-    let grpc = options
-        .grpc_bootstrap
-        .clone()
-        .filter(|_| options.disable_envoy);
-    Readiness::new(admin, grpc, metrics, move || {
-        istiod
-            .get()
-            .and_then(|handle| handle.status().borrow().last_error.clone())
-    })
-}
-
 /// SDS, secrets and the xDS proxy. Fills in what node metadata says about sockets.
-async fn control_plane(
+async fn connect(
     options: &mut Options,
     metrics: &Metrics,
     services: &mut JoinSet<()>,
-) -> Result<XdsProxyHandle, StartError> {
+) -> Result<ControlPlane, StartError> {
     options.node.credential_socket = credential_socket().await?;
     let name = options.node.workload_identity_socket_file.clone();
     let provider = sds::detect_provider(Path::new(WORKLOAD_UDS), &name).await?;
@@ -235,6 +226,10 @@ async fn control_plane(
     let source = handle.clone();
     metrics.add_source(move |page| xds_metrics(page, &source));
     services.spawn(proxy.run());
+    let control_plane = ControlPlane {
+        xds: handle.clone(),
+        secrets: secrets.status(),
+    };
     let mut anchors = handle.trust_anchors();
     // Keeps the secrets alive for as long as the services run.
     services.spawn(async move {
@@ -244,7 +239,7 @@ async fn control_plane(
         }
         std::future::pending::<()>().await;
     });
-    Ok(handle)
+    Ok(control_plane)
 }
 
 fn secrets(

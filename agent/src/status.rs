@@ -1,19 +1,22 @@
-//! The status server (15020): readiness, merged metrics, application probes, quit and drain.
+//! The status server (15020): readiness, merged metrics, application probes, quit, drain, debug.
 //! Serves until the agent ends, so that probes and scrapes still work while the proxy drains.
 
 mod accept;
+mod compress;
+mod debug;
 pub(crate) mod probe;
 mod probe_config;
 mod ready;
 mod scrape;
 mod scrape_config;
+mod waits;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderValue, VARY};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -24,7 +27,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 pub use probe_config::ProbeConfigError;
-pub use ready::{NotReady, Readiness};
+pub use ready::{ControlPlane, NotReady, Readiness, ReadinessParts};
 pub use scrape_config::ScrapeConfigError;
 
 use crate::metrics::Metrics;
@@ -68,7 +71,8 @@ pub struct StatusServer {
 struct State {
     probes: probe::Probes,
     scrape: scrape::Scraper,
-    readiness: Arc<Readiness>,
+    readiness: Readiness,
+    debug: debug::Debug,
     lifecycle: Arc<Lifecycle>,
     /// `None` without a proxy.
     admin: Option<AdminClient>,
@@ -81,7 +85,13 @@ pub struct StatusParts {
     /// Own metrics.
     pub metrics: Arc<Metrics>,
     /// Readiness.
-    pub readiness: Arc<Readiness>,
+    pub readiness: Readiness,
+    /// For the debug pages; set during the start.
+    pub control_plane: Arc<OnceLock<ControlPlane>>,
+    /// `--profiling`.
+    pub profiling: bool,
+    /// The proxy's DNS domain, e.g. `ns.svc.cluster.local`.
+    pub domain: String,
     /// The supervisor's side of quit and drain.
     pub lifecycle: Arc<Lifecycle>,
     /// The proxy's admin port; `None` without a proxy.
@@ -108,6 +118,11 @@ impl StatusServer {
             probes,
             scrape,
             readiness: parts.readiness,
+            debug: debug::Debug {
+                control_plane: parts.control_plane,
+                profiling: parts.profiling,
+                domain: parts.domain,
+            },
             lifecycle: parts.lifecycle,
             admin: parts.admin,
             inbound_only: parts.inbound_only,
@@ -183,6 +198,17 @@ async fn serve_connection(stream: TcpStream, peer: SocketAddr, state: Arc<State>
 
 impl State {
     async fn answer(self: &Arc<Self>, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
+        let gzip = compress::accepted(request.headers());
+        let mut response = self.page(peer, request).await;
+        let vary = HeaderValue::from_static("Accept-Encoding");
+        response.headers_mut().insert(VARY, vary);
+        if gzip {
+            return compress::apply(response);
+        }
+        response
+    }
+
+    async fn page(self: &Arc<Self>, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
         let local = peer.to_canonical().is_loopback();
         match request.uri().path() {
             "/healthz/ready" => self.ready().await,
@@ -200,6 +226,14 @@ impl State {
                 Some(refusal) => refusal,
                 None => self.drain().await,
             },
+            path if path.starts_with("/debug/") => {
+                if !local {
+                    return forbidden();
+                }
+                self.debug
+                    .answer(&request, &self.readiness, &self.lifecycle)
+                    .await
+            }
             path if path.starts_with("/app-health/") || path.starts_with("/app-lifecycle/") => {
                 self.probes.answer(&request).await
             }
@@ -218,16 +252,15 @@ impl State {
     }
 
     /// The listeners drain, the agent and the proxy stay: native sidecars are asked before their
-    /// application ends.
+    /// application ends. Always 200: a hook that fails helps nobody, and what could not be drained
+    /// now is drained at the signal.
     async fn drain(&self) -> Response<Body> {
         if let Some(admin) = &self.admin
             && let Err(e) = admin.drain(self.inbound_only, true).await
         {
             tracing::warn!("failed draining listeners: {e}");
-            return text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                format!("drain failed: {e}\n"),
-            );
+            let text_of = format!("drain failed: {e}; the listeners will drain at SIGTERM\n");
+            return text(StatusCode::OK, text_of);
         }
         self.lifecycle.drained();
         text(StatusCode::OK, "OK")

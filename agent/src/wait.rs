@@ -16,6 +16,8 @@ use crate::resolver::{ResolveError, Resolver};
 const MAX_REDIRECTS: usize = 10;
 /// Only the status counts; a larger body is not a readiness answer.
 const MAX_BODY: usize = 1 << 20;
+/// Characters of an answer that are logged.
+const MAX_REASON: usize = 1000;
 
 /// Why waiting failed.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +39,14 @@ pub enum AttemptError {
     /// The host has no address.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
-    /// Another status.
-    #[error("HTTP status code {0}")]
-    Status(u16),
+    /// Another status, with what the agent says is missing.
+    #[error("HTTP status code {status}{reason}")]
+    Status {
+        /// Status code.
+        status: u16,
+        /// First line of the answer after `: `, or nothing.
+        reason: String,
+    },
     /// A redirect that cannot be followed.
     #[error("cannot follow redirect to {0:?}")]
     Redirect(String),
@@ -61,6 +68,7 @@ pub async fn run(args: &WaitArgs) -> Result<(), WaitError> {
     let deadline = (!seconds.is_zero()).then(|| Instant::now() + seconds);
     let period = Duration::from_millis(args.period_millis.max(1));
     let limit = Duration::from_millis(args.request_timeout_millis.max(1));
+    let mut said = String::new();
     loop {
         let limit = deadline.map_or(limit, |d| {
             limit.min(d.saturating_duration_since(Instant::now()))
@@ -70,7 +78,15 @@ pub async fn run(args: &WaitArgs) -> Result<(), WaitError> {
             Ok(Err(e)) => e,
             Err(_) => AttemptError::Request(RequestError::Timeout(limit)),
         };
-        tracing::debug!("Not ready yet: {last}");
+        // Said again only when another thing is missing; seconds that pass are no news.
+        let message = last.to_string();
+        let news = message.replace(|c: char| c.is_ascii_digit(), "");
+        if news == said {
+            tracing::debug!("Not ready yet: {message}");
+        } else {
+            tracing::info!("Not ready yet: {message}");
+            said = news;
+        }
         if deadline.is_some_and(|deadline| Instant::now() + period >= deadline) {
             if let Some(deadline) = deadline {
                 tokio::time::sleep_until(deadline).await;
@@ -102,14 +118,33 @@ async fn attempt(uri: &Uri, limit: Duration) -> Result<(), AttemptError> {
         let read = http_body_util::BodyExt::collect(body);
         let read = tokio::time::timeout(limit, read).await;
         let read = read.map_err(|_| RequestError::Timeout(limit))?;
-        read.map_err(RequestError::Body)?;
+        let body = read.map_err(RequestError::Body)?.to_bytes();
         return if status == StatusCode::OK {
             Ok(())
         } else {
-            Err(AttemptError::Status(status.as_u16()))
+            Err(AttemptError::Status {
+                status: status.as_u16(),
+                reason: reason(&body),
+            })
         };
     }
     Err(AttemptError::Redirect(uri.to_string()))
+}
+
+/// The first line of an answer, as text that cannot break a log line.
+fn reason(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let line = text.lines().next().unwrap_or_default().trim();
+    let line: String = line
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_REASON)
+        .collect();
+    if line.is_empty() {
+        line
+    } else {
+        format!(": {line}")
+    }
 }
 
 /// Absolute URLs and absolute paths; nothing else is sent by a readiness endpoint.

@@ -10,33 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use support::{Running, Server, Setup, eventually, free_port};
-
-/// A proxy that says it runs and then sleeps without taking part in signals.
-const SLEEPER: &str = "echo proxy runs $$; exec sleep 60";
-
-fn admin() -> Server {
-    Server::start(|_| (200, "text/plain", "OK\n".to_owned()))
-}
-
-fn ready_admin() -> Server {
-    Server::start(|path| {
-        let body = if path.contains("update_success") {
-            "cluster_manager.cds.update_success: 1\nlistener_manager.lds.update_success: 1\n"
-        } else if path.contains("server") {
-            "listener_manager.workers_started: 1\nserver.state: 0\n"
-        } else {
-            "OK\n"
-        };
-        (200, "text/plain", body.to_owned())
-    })
-}
-
-fn started(setup: Setup) -> Running {
-    let mut running = setup.start();
-    running.wait_for_line("proxy runs");
-    running
-}
+use support::{SLEEPER, Server, Setup, admin, eventually, free_port, ready_admin, started};
 
 #[test]
 fn commands_end_with_the_documented_codes() {
@@ -102,7 +76,7 @@ fn wait_follows_redirects_and_gives_up_in_time() {
     assert_eq!(output.status.code(), Some(255));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let want = "Error: timeout waiting for Envoy proxy to become ready. Last error: HTTP status \
-                code 503\n";
+                code 503: no\n";
     assert_eq!(text, want);
 }
 
@@ -203,6 +177,18 @@ fn drain_keeps_the_agent_and_replaces_the_later_drain() {
 }
 
 #[test]
+fn a_proxy_that_refuses_to_drain_is_asked_again_at_the_signal() {
+    let refuses = Server::start(|_| (503, "text/plain", "no\n".to_owned()));
+    let mut agent = started(Setup::new(SLEEPER, refuses.port));
+    let (status, text) = agent.http("POST", "/drain");
+    assert_eq!(status, 200, "a preStop hook must not fail");
+    assert!(text.contains("drain failed: admin answered 503"), "{text}");
+    agent.signal("-TERM");
+    assert_eq!(agent.wait(), Some(0));
+    assert!(refuses.saw("POST /drain_listeners?inboundonly&graceful HTTP"));
+}
+
+#[test]
 fn zero_connections_end_the_wait() {
     let asked = std::sync::atomic::AtomicU32::new(0);
     let admin = Server::start(move |path| {
@@ -217,11 +203,67 @@ fn zero_connections_end_the_wait() {
     });
     let setup = Setup::new(SLEEPER, admin.port)
         .env("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "true")
-        .env("MINIMUM_DRAIN_DURATION", "10ms");
+        .env("MINIMUM_DRAIN_DURATION", "10ms")
+        .config("terminationDrainDuration", json!("60s"));
     let mut agent = started(setup);
+    agent.wait_for_line("until no connection is left, in all at most 60s");
     agent.signal("-INT");
     agent.wait_for_line("There are still 1 active connections");
     agent.wait_for_line("There are still 0 active connections");
+    assert_eq!(agent.wait(), Some(0));
+}
+
+#[test]
+fn connections_that_stay_do_not_keep_the_agent_for_ever() {
+    let admin = Server::start(|_| {
+        let body = "listener.0.0.0.0_8080.downstream_cx_active: 1\n".to_owned();
+        (200, "text/plain", body)
+    });
+    let setup = Setup::new(SLEEPER, admin.port)
+        .env("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "true")
+        .env("MINIMUM_DRAIN_DURATION", "10ms")
+        .config("terminationDrainDuration", json!("1.5s"));
+    let mut agent = started(setup);
+    agent.signal("-TERM");
+    agent.wait_for_line("There are still 1 active connections");
+    agent.wait_for_line("Connections are left after 1.5s, ending all the same");
+    assert_eq!(agent.wait(), Some(0));
+}
+
+#[test]
+fn the_old_variable_of_the_drain_time_counts() {
+    let admin = admin();
+    let setup = Setup::new(SLEEPER, admin.port)
+        .config("terminationDrainDuration", json!("60s"))
+        .env("TERMINATION_DRAIN_DURATION_SECONDS", "0");
+    let mut agent = started(setup);
+    agent.wait_for_line("at termination: drain, wait 0ns");
+    agent.signal("-TERM");
+    assert_eq!(agent.wait(), Some(0));
+    assert!(admin.saw("POST /drain_listeners"));
+}
+
+#[test]
+fn a_machine_without_kubernetes_is_enough() {
+    let mut setup = Setup::new(SLEEPER, ready_admin().port);
+    for name in [
+        "POD_NAME",
+        "POD_NAMESPACE",
+        "SERVICE_ACCOUNT",
+        "INSTANCE_IP",
+    ] {
+        setup.env.remove(name);
+    }
+    let certificates = setup.folder.path().join("etc/certs");
+    let provisioned = certificates.display().to_string();
+    std::fs::create_dir_all(&certificates).expect("folder");
+    std::fs::write(certificates.join("root-cert.pem"), "").expect("root");
+    let setup = setup
+        .env("PROV_CERT", provisioned.clone())
+        .env("OUTPUT_CERTS", provisioned);
+    let mut agent = started(setup);
+    assert_eq!(agent.http("GET", "/healthz/ready").0, 200);
+    agent.signal("-TERM");
     assert_eq!(agent.wait(), Some(0));
 }
 

@@ -11,8 +11,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
@@ -35,6 +36,10 @@ pub(super) struct Probes {
     source: IpAddr,
     status_port: u16,
     http2: bool,
+    /// `ENABLE_PROBE_KEEPALIVE_CONNECTIONS`.
+    keep_alive: bool,
+    /// Connections kept, one per port and scheme.
+    idle: Mutex<BTreeMap<(u16, bool), Http1>>,
 }
 
 /// `grpc.health.v1.HealthCheckRequest`.
@@ -70,6 +75,8 @@ impl Probes {
             source,
             status_port: options.port,
             http2: options.http2_probing,
+            keep_alive: options.probe_keep_alive,
+            idle: Mutex::default(),
         })
     }
 
@@ -123,15 +130,18 @@ impl Probes {
         }
     }
 
-    /// A connection is closed at once when the probe is over, without a long TIME_WAIT.
+    /// Closed in the ordinary way: a reset would be an error in the application's log.
     async fn connect(&self, port: u16) -> Result<TcpStream, AnyError> {
         let socket = if self.destination.is_ipv6() {
             TcpSocket::new_v6()?
         } else {
             TcpSocket::new_v4()?
         };
-        socket.set_zero_linger()?;
-        socket.bind(SocketAddr::new(self.source, 0))?;
+        match socket.bind(SocketAddr::new(self.source, 0)) {
+            // The redirect rules bring the IPv6 source along; without rules any source does.
+            Err(e) if e.kind() == std::io::ErrorKind::AddrNotAvailable => {}
+            bound => bound?,
+        }
         Ok(socket
             .connect(SocketAddr::new(self.destination, port))
             .await?)
@@ -145,17 +155,24 @@ impl Probes {
         headers: &HeaderMap,
     ) -> Result<(StatusCode, Bytes), AnyError> {
         let host = self.host(headers, port);
+        let name = host_name(&host).to_owned();
         let mut target = Target {
             port,
             path: path.to_owned(),
             https,
+            host,
         };
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.http_once(&target, &host, headers).await?;
+            let (answer, connection) = self.http_once(&target, headers).await?;
             if !answer.status().is_redirection() {
-                return Ok((answer.status(), read_start(answer.into_body()).await?));
+                let status = answer.status();
+                let (bytes, whole) = read_start(answer.into_body()).await?;
+                if let (true, Some(connection)) = (whole, connection) {
+                    self.idle.lock().insert(target.key(), connection);
+                }
+                return Ok((status, bytes));
             }
-            match target.follow(&answer, &host, self.destination) {
+            match target.follow(&answer, &name, self.destination) {
                 Some(next) => target = next,
                 // Another host is not the application's health, but the application answered.
                 None => return Ok((StatusCode::OK, Bytes::new())),
@@ -178,21 +195,51 @@ impl Probes {
         }
     }
 
+    /// One exchange; the connection is given back if another may follow on it.
     async fn http_once(
         &self,
         target: &Target,
-        host: &str,
+        headers: &HeaderMap,
+    ) -> Result<(Response<Incoming>, Option<Http1>), AnyError> {
+        let kept = self.idle.lock().remove(&target.key());
+        if let Some(mut connection) = kept
+            && connection.ready().await.is_ok()
+            && let Ok(answer) = self.http1(&mut connection, target, headers).await
+        {
+            return Ok((answer, Some(connection)));
+        }
+        let stream = self.connect(target.port).await?;
+        let mut connection = if target.https {
+            let (stream, http2) = tls::connect(stream, &target.host, self.http2).await?;
+            if http2 {
+                let answer = http2_get(stream, target, headers).await?;
+                return Ok((answer, None));
+            }
+            handshake(stream).await?
+        } else {
+            handshake(stream).await?
+        };
+        let answer = self.http1(&mut connection, target, headers).await?;
+        Ok((answer, Some(connection).filter(|_| self.keep_alive)))
+    }
+
+    async fn http1(
+        &self,
+        connection: &mut Http1,
+        target: &Target,
         headers: &HeaderMap,
     ) -> Result<Response<Incoming>, AnyError> {
-        let stream = self.connect(target.port).await?;
-        if !target.https {
-            return http1(stream, target, host, headers).await;
+        let mut request = Request::builder()
+            .uri(&target.path)
+            .header(HOST, &target.host);
+        for (name, value) in forwarded(headers) {
+            request = request.header(name, value);
         }
-        let (stream, http2) = tls::connect(stream, host, self.http2).await?;
-        if http2 {
-            return http2_get(stream, target, host, headers).await;
+        if !self.keep_alive {
+            request = request.header(CONNECTION, "close");
         }
-        http1(stream, target, host, headers).await
+        let request = request.body(Full::new(Bytes::new()))?;
+        Ok(connection.send_request(request).await?)
     }
 
     async fn grpc(
@@ -240,42 +287,99 @@ impl Probes {
     }
 }
 
+/// A connection that can take another request.
+type Http1 = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
+
 struct Target {
     port: u16,
     path: String,
     https: bool,
+    /// Of the Host header.
+    host: String,
+}
+
+/// Without port and brackets.
+fn host_name(authority: &str) -> &str {
+    let name = match authority.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => authority,
+    };
+    name.trim_matches(['[', ']'])
 }
 
 impl Target {
+    fn key(&self) -> (u16, bool) {
+        (self.port, self.https)
+    }
+
     /// Where a redirect on the same host leads; `None` for another host or no usable location.
-    fn follow(&self, answer: &Response<Incoming>, host: &str, ip: IpAddr) -> Option<Self> {
-        let location: Uri = answer
-            .headers()
-            .get(LOCATION)?
-            .to_str()
-            .ok()?
-            .parse()
-            .ok()?;
-        let path = location
-            .path_and_query()
-            .map_or("/", |p| p.as_str())
-            .to_owned();
-        let Some(authority) = location.authority() else {
-            return Some(Self { path, ..*self });
+    fn follow<B>(&self, answer: &Response<B>, name: &str, ip: IpAddr) -> Option<Self> {
+        let location = answer.headers().get(LOCATION)?.to_str().ok()?;
+        let scheme = if self.https { "https" } else { "http" };
+        let absolute = if location.starts_with("//") {
+            format!("{scheme}:{location}")
+        } else if location.contains("://") {
+            location.to_owned()
+        } else {
+            return Some(Self {
+                path: self.relative(location)?,
+                host: self.host.clone(),
+                ..*self
+            });
         };
-        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-        let target = authority.host();
-        if target != name && target.trim_matches(['[', ']']) != ip.to_string() {
+        let location: Uri = absolute.parse().ok()?;
+        let authority = location.authority()?;
+        let target = host_name(authority.as_str());
+        if !target.eq_ignore_ascii_case(name) && target != ip.to_string() {
             return None;
         }
         let https = location.scheme_str() == Some("https");
         let default = if https { 443 } else { 80 };
         Some(Self {
             port: authority.port_u16().unwrap_or(default),
-            path,
+            path: location
+                .path_and_query()
+                .map_or("/", |p| p.as_str())
+                .to_owned(),
             https,
+            host: authority.to_string(),
         })
     }
+
+    /// A location without scheme and host: absolute, a query alone, or beside the current path.
+    fn relative(&self, location: &str) -> Option<String> {
+        let location = location.split('#').next().unwrap_or_default();
+        let current = self.path.split('?').next().unwrap_or_default();
+        let path = if location.starts_with('/') {
+            location.to_owned()
+        } else if location.is_empty() || location.starts_with('?') {
+            format!("{current}{location}")
+        } else {
+            let folder = current.rsplit_once('/').map_or("", |(folder, _)| folder);
+            without_dots(&format!("{folder}/{location}"))
+        };
+        // Only what a request line can carry.
+        path.parse::<Uri>().ok().map(|_| path)
+    }
+}
+
+/// Resolves `.` and `..` of a path; the query stays.
+fn without_dots(path: &str) -> String {
+    let (path, query) = match path.split_once('?') {
+        Some((path, query)) => (path, format!("?{query}")),
+        None => (path, String::new()),
+    };
+    let mut out: Vec<&str> = Vec::new();
+    for part in path.split('/').skip(1) {
+        match part {
+            "." => {}
+            ".." => {
+                out.pop();
+            }
+            part => out.push(part),
+        }
+    }
+    format!("/{}{query}", out.join("/"))
 }
 
 /// Hop-by-hop headers belong to the kubelet's connection.
@@ -297,39 +401,25 @@ fn forwarded(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderV
     headers.iter().filter(|(name, _)| !is_hop_by_hop(name))
 }
 
-async fn http1<S>(
-    stream: S,
-    target: &Target,
-    host: &str,
-    headers: &HeaderMap,
-) -> Result<Response<Incoming>, AnyError>
+async fn handshake<S>(stream: S) -> Result<Http1, AnyError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut request = Request::builder().uri(&target.path).header(HOST, host);
-    for (name, value) in forwarded(headers) {
-        request = request.header(name, value);
-    }
-    let request = request
-        .header(CONNECTION, "close")
-        .body(Full::new(Bytes::new()))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // A failure of the connection is seen on the response.
     tokio::spawn(async move { connection.await.ok() });
-    Ok(sender.send_request(request).await?)
+    Ok(sender)
 }
 
 async fn http2_get<S>(
     stream: S,
     target: &Target,
-    host: &str,
     headers: &HeaderMap,
 ) -> Result<Response<Incoming>, AnyError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut request = Request::builder().uri(format!("https://{host}{}", target.path));
+    let mut request = Request::builder().uri(format!("https://{}{}", target.host, target.path));
     for (name, value) in forwarded(headers) {
         request = request.header(name, value);
     }
@@ -350,17 +440,21 @@ where
     Ok(sender.send_request(request).await?)
 }
 
-/// The first bytes of a body; the rest is not read.
-async fn read_start(mut body: Incoming) -> Result<Bytes, AnyError> {
+/// The first bytes of a body, and whether that was all of it.
+async fn read_start(mut body: Incoming) -> Result<(Bytes, bool), AnyError> {
     let mut out = BytesMut::new();
     while out.len() < MAX_ANSWER {
         let Some(frame) = body.frame().await else {
-            break;
+            return Ok((out.freeze(), true));
         };
         if let Ok(data) = frame?.into_data() {
             let take = data.len().min(MAX_ANSWER - out.len());
             out.extend_from_slice(&data[..take]);
         }
     }
-    Ok(out.freeze())
+    let whole = body.is_end_stream();
+    Ok((out.freeze(), whole))
 }
+
+#[cfg(test)]
+mod tests;

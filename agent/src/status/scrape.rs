@@ -1,5 +1,6 @@
 //! The merged metrics page: the agent's metrics, the proxy's, the application's. Bodies stream
-//! through in the order of the page; no page is held in memory, however large.
+//! through in the order of the page; no page is held in memory, however large. A part that fails
+//! is missing or ends on its last whole line; the others stay whole.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,7 +8,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::header::{
+    ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -25,8 +28,12 @@ use crate::request;
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-prometheus-scrape-timeout-seconds");
 /// Without the header there is no limit in the reference; an hour only guards against leaks.
 const NO_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Kept from Prometheus' own limit, so that a silent application costs its part, not the page.
+const RESERVE: Duration = Duration::from_millis(500);
 /// Of one target when there are several.
 const TARGET_LIMIT: usize = 10 << 20;
+/// No line of an exposition is longer; the rest of one that is gets lost.
+const LINE_LIMIT: usize = 1 << 20;
 /// The end marker of OpenMetrics.
 const EOF: &[u8] = b"# EOF";
 /// Frames waiting for a slow client.
@@ -109,14 +116,13 @@ impl Scraper {
     ) -> Part {
         let attempt = self.head(port, path, accept, client.headers());
         let answer = match timeout_at(deadline, attempt).await {
-            Ok(Ok(response)) if response.status() == StatusCode::OK => Some(response),
-            Ok(Ok(response)) => {
-                tracing::warn!(
-                    "failed scraping {path} on port {port}: {}",
-                    response.status()
-                );
-                None
-            }
+            Ok(Ok(response)) => match unusable(&response) {
+                None => Some(response),
+                Some(reason) => {
+                    tracing::warn!("failed scraping {path} on port {port}: {reason}");
+                    None
+                }
+            },
             Ok(Err(e)) => {
                 tracing::warn!("failed scraping {path} on port {port}: {e}");
                 None
@@ -129,6 +135,7 @@ impl Scraper {
         if answer.is_none() {
             self.metrics.scrape_failed(kind);
         }
+        self.metrics.scraped(kind, answer.is_some());
         Part { kind, answer }
     }
 
@@ -175,12 +182,12 @@ impl Scraper {
                 return;
             }
             for part in proxy.into_iter().chain(application) {
-                let strip = several && part.kind == ScrapePart::Application;
-                if !page.copy(part, strip).await {
+                let limited = several && part.kind == ScrapePart::Application;
+                if !page.copy(part, limited).await {
                     return;
                 }
             }
-            if several && format.is_open_metrics() {
+            if format.is_open_metrics() {
                 page.send(Bytes::from_static(b"# EOF\n")).await;
             }
         });
@@ -200,42 +207,43 @@ impl PageWriter {
         bytes.is_empty() || self.sender.send(Ok(Frame::data(bytes))).await.is_ok()
     }
 
-    /// Copies one part and ends it with a newline. With `strip`, its end marker is left out and
-    /// its size limited. Returns false when the client is gone.
-    async fn copy(&mut self, part: Part, strip: bool) -> bool {
+    /// Copies one part as whole lines, without its end marker; with `limited`, so much of it.
+    /// Returns false when the client is gone.
+    async fn copy(&mut self, part: Part, limited: bool) -> bool {
         let Some(answer) = part.answer else {
             return true;
         };
         let mut body = answer.into_body();
-        let mut tail = Tail::new(strip);
+        let mut lines = Lines::default();
         let mut size = 0;
-        loop {
+        let failure = loop {
             let frame = match timeout_at(self.deadline, body.frame()).await {
-                Ok(None) => break,
+                Ok(None) => break None,
                 Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(e))) => {
-                    self.failed(part.kind, &e.to_string());
-                    break;
-                }
-                Err(_) => {
-                    self.failed(part.kind, "no more data in time");
-                    break;
-                }
+                Ok(Some(Err(e))) => break Some(e.to_string()),
+                Err(_) => break Some("no more data in time".to_owned()),
             };
             let Ok(data) = frame.into_data() else {
                 continue;
             };
             size += data.len();
-            if strip && size > TARGET_LIMIT {
-                self.failed(part.kind, "more than 10 MiB");
-                tail.cut();
-                break;
+            if limited && size > TARGET_LIMIT {
+                break Some("more than 10 MiB".to_owned());
             }
-            if !self.send(tail.push(data)).await {
+            let Ok(whole) = lines.push(&data) else {
+                break Some("a line of more than 1 MiB".to_owned());
+            };
+            if !self.send(whole).await {
                 return false;
             }
+        };
+        match failure {
+            Some(reason) => {
+                self.failed(part.kind, &reason);
+                self.send(lines.cut()).await
+            }
+            None => self.send(lines.finish()).await,
         }
-        self.send(tail.finish()).await
     }
 
     fn failed(&self, part: ScrapePart, reason: &str) {
@@ -244,73 +252,83 @@ impl PageWriter {
     }
 }
 
-/// Holds back the last bytes of a stream: enough to recognise the end marker, and to end on a
-/// whole line.
-struct Tail {
-    strip: bool,
-    held: BytesMut,
-    last: Option<u8>,
-}
+/// A line without end.
+#[derive(Debug, PartialEq, Eq)]
+struct LongLine;
 
-impl Tail {
-    fn new(strip: bool) -> Self {
-        Self {
-            strip,
-            held: BytesMut::new(),
-            last: None,
-        }
-    }
+/// Passes whole lines. Holds back the last one with text and what follows it: it may be unfinished
+/// or the end marker.
+#[derive(Default)]
+struct Lines(BytesMut);
 
-    fn push(&mut self, data: Bytes) -> Bytes {
-        if !self.strip {
-            self.last = data.last().copied().or(self.last);
-            return data;
-        }
-        self.held.extend_from_slice(&data);
-        // All but the last line that has text, and what follows it.
-        let text = self
-            .held
-            .iter()
-            .rposition(|b| !b.is_ascii_whitespace())
-            .unwrap_or(0);
-        let line = self.held[..text]
+impl Lines {
+    fn push(&mut self, data: &[u8]) -> Result<Bytes, LongLine> {
+        self.0.extend_from_slice(data);
+        let text = self.0.iter().rposition(|b| !b.is_ascii_whitespace());
+        let before = &self.0[..text.unwrap_or(0)];
+        let line = before
             .iter()
             .rposition(|b| *b == b'\n')
             .map_or(0, |i| i + 1);
-        self.held.split_to(line).freeze()
+        let whole = self.0.split_to(line).freeze();
+        if self.0.len() > LINE_LIMIT {
+            return Err(LongLine);
+        }
+        Ok(whole)
     }
 
-    /// Forgets an unfinished line.
-    fn cut(&mut self) {
-        self.held.clear();
-        self.last = Some(b'\n');
+    /// The last line if it is whole; an unfinished one is dropped.
+    fn cut(mut self) -> Bytes {
+        let end = self
+            .0
+            .iter()
+            .rposition(|b| *b == b'\n')
+            .map_or(0, |i| i + 1);
+        self.0.truncate(end);
+        self.finish()
     }
 
+    /// The last line, unless it is the end marker.
     fn finish(mut self) -> Bytes {
-        if self.strip {
-            if self.held.trim_ascii() == EOF {
-                self.held.clear();
-            }
-            self.last = self.held.last().copied().or(Some(b'\n'));
+        let text = self.0.trim_ascii();
+        if text.is_empty() || text == EOF {
+            return Bytes::new();
         }
-        if self.last.is_some_and(|b| b != b'\n') {
-            self.held.extend_from_slice(b"\n");
+        if self.0.last().is_some_and(|b| *b != b'\n') {
+            self.0.extend_from_slice(b"\n");
         }
-        self.held.freeze()
+        self.0.freeze()
     }
+}
+
+/// Why an answer cannot be part of a page of text.
+fn unusable<B>(response: &Response<B>) -> Option<String> {
+    if response.status() != StatusCode::OK {
+        return Some(response.status().to_string());
+    }
+    let header = |name| response.headers().get(name).and_then(|v| v.to_str().ok());
+    if let Some(coding) = header(CONTENT_ENCODING).filter(|c| !c.eq_ignore_ascii_case("identity")) {
+        return Some(format!(
+            "content-encoding {coding}, which was not asked for"
+        ));
+    }
+    let kind = header(CONTENT_TYPE).unwrap_or_default();
+    let protobuf = kind.to_ascii_lowercase().contains("protobuf");
+    protobuf.then(|| format!("content-type {kind}, which cannot be joined with text"))
 }
 
 fn accept_of<B>(request: &Request<B>) -> Option<&str> {
     request.headers().get(ACCEPT).and_then(|a| a.to_str().ok())
 }
 
+/// Prometheus' limit less a reserve (at most a tenth), within which the page must be out.
 fn scrape_timeout(headers: &HeaderMap) -> Duration {
     let text = headers.get(TIMEOUT_HEADER).and_then(|v| v.to_str().ok());
     let seconds = text
         .and_then(|t| t.parse::<f64>().ok())
         .filter(|s| *s > 0.0);
     let parsed = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
-    parsed.map_or(NO_TIMEOUT, |d| d.min(NO_TIMEOUT))
+    parsed.map_or(NO_TIMEOUT, |d| (d - RESERVE.min(d / 10)).min(NO_TIMEOUT))
 }
 
 /// The format of the application's targets that answered, if they agree; else text.
@@ -340,30 +358,50 @@ fn page_format(application: &[Part]) -> Format {
 mod tests {
     use super::*;
 
-    fn through(strip: bool, chunks: &[&str]) -> String {
-        let mut tail = Tail::new(strip);
+    fn through(chunks: &[&str], cut: bool) -> String {
+        let mut lines = Lines::default();
         let mut out = Vec::new();
         for chunk in chunks {
-            out.extend_from_slice(&tail.push(Bytes::copy_from_slice(chunk.as_bytes())));
+            out.extend_from_slice(&lines.push(chunk.as_bytes()).expect("short"));
         }
-        out.extend_from_slice(&tail.finish());
+        out.extend_from_slice(&if cut { lines.cut() } else { lines.finish() });
         String::from_utf8(out).expect("text")
     }
 
     #[test]
-    fn parts_end_with_a_newline_and_without_their_end_marker() {
-        for (strip, chunks, want) in [
-            (true, &["a 1\n# EOF\n"][..], "a 1\n"),
-            (true, &["a 1\n# E", "OF"], "a 1\n"),
-            (true, &["a 1\n", "# EOF", "\n\n"], "a 1\n"),
-            (true, &["# EOF\na 1"], "# EOF\na 1\n"),
-            (true, &["a 1"], "a 1\n"),
-            (true, &[], ""),
-            (false, &["a 1\n# EOF\n"], "a 1\n# EOF\n"),
-            (false, &["a", " 1"], "a 1\n"),
-            (false, &[], ""),
+    fn parts_are_whole_lines_without_their_end_marker() {
+        for (chunks, cut, want) in [
+            (&["a 1\n# EOF\n"][..], false, "a 1\n"),
+            (&["a 1\n# E", "OF"], false, "a 1\n"),
+            (&["a 1\n", "# EOF", "\n\n"], false, "a 1\n"),
+            (&["# EOF\na 1"], false, "# EOF\na 1\n"),
+            (&["a", " 1"], false, "a 1\n"),
+            (&[], false, ""),
+            (&["a 1\nb 2\nc"], true, "a 1\nb 2\n"),
+            (&["a 1\nb 2\n"], true, "a 1\nb 2\n"),
+            (&["a"], true, ""),
         ] {
-            assert_eq!(through(strip, chunks), want, "{strip} {chunks:?}");
+            assert_eq!(through(chunks, cut), want, "{chunks:?} {cut}");
+        }
+        let endless = vec![b'x'; LINE_LIMIT + 1];
+        assert_eq!(Lines::default().push(&endless), Err(LongLine));
+    }
+
+    #[test]
+    fn a_page_is_out_before_prometheus_gives_up() {
+        for (text, want) in [
+            ("10", Duration::from_millis(9500)),
+            ("1", Duration::from_millis(900)),
+            ("0.5", Duration::from_millis(450)),
+            ("0", NO_TIMEOUT),
+            ("-1", NO_TIMEOUT),
+            ("NaN", NO_TIMEOUT),
+            ("soon", NO_TIMEOUT),
+            ("1e300", NO_TIMEOUT),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(TIMEOUT_HEADER, HeaderValue::from_static(text));
+            assert_eq!(scrape_timeout(&headers), want, "{text}");
         }
     }
 }

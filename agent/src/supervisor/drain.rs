@@ -92,6 +92,14 @@ impl AdminClient {
         Ok(text.lines().filter_map(parse).collect())
     }
 
+    /// `/init_dump`: what the proxy's start-up waits for, as JSON.
+    ///
+    /// # Errors
+    /// No answer in time, or another status than 200.
+    pub async fn init_dump(&self, timeout: Duration) -> Result<String, DrainError> {
+        self.call(Method::GET, "/init_dump", timeout).await
+    }
+
     /// Returns when no connection is left on listeners other than the proxy's own, when nothing
     /// is counted, or when the proxy stops answering.
     pub async fn wait_for_zero_connections(&self, own_ports: &[u16]) {

@@ -1,6 +1,8 @@
 //! Runs the real `pilot-agent` binary in a folder of its own, with a shell script as the proxy
 //! and small HTTP servers as its admin port and application.
 
+#![allow(dead_code, reason = "shared by test targets that use different parts")]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,6 +13,35 @@ use std::time::{Duration, Instant};
 
 /// Longest any step of a test may take.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A proxy that says it runs and then sleeps without taking part in signals.
+pub(crate) const SLEEPER: &str = "echo proxy runs $$; exec sleep 60";
+
+/// An admin port that takes every order.
+pub(crate) fn admin() -> Server {
+    Server::start(|_| (200, "text/plain", "OK\n".to_owned()))
+}
+
+/// An admin port of a proxy that is ready.
+pub(crate) fn ready_admin() -> Server {
+    Server::start(|path| {
+        let body = if path.contains("update_success") {
+            "cluster_manager.cds.update_success: 1\nlistener_manager.lds.update_success: 1\n"
+        } else if path.contains("server") {
+            "listener_manager.workers_started: 1\nserver.state: 0\n"
+        } else {
+            "OK\n"
+        };
+        (200, "text/plain", body.to_owned())
+    })
+}
+
+/// An agent whose proxy runs.
+pub(crate) fn started(setup: Setup) -> Running {
+    let mut running = setup.start();
+    running.wait_for_line("proxy runs");
+    running
+}
 
 /// Retries `check` until it gives a value; panics at the deadline.
 pub(crate) fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
@@ -89,19 +120,26 @@ fn serve(
 
 /// One request; the whole answer as text. HTTP/1.0, so that no chunk headers stand in it.
 pub(crate) fn http(port: u16, method: &str, path: &str) -> Option<(u16, String)> {
+    let bytes = http_raw(port, method, path, "")?;
+    let text = String::from_utf8(bytes).ok()?;
+    let status = text.split(' ').nth(1)?.parse().ok()?;
+    Some((status, text))
+}
+
+/// The same as bytes, with header lines that end in `\r\n`.
+pub(crate) fn http_raw(port: u16, method: &str, path: &str, headers: &str) -> Option<Vec<u8>> {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
     stream.set_read_timeout(Some(DEADLINE)).ok()?;
     write!(
         stream,
         "{method} {path} HTTP/1.0\r\nhost: localhost:{port}\r\nconnection: close\r\n\
-         content-length: 0\r\n\r\n"
+         content-length: 0\r\n{headers}\r\n"
     )
     .ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
-    let status = text.split(' ').nth(1)?.parse().ok()?;
-    Some((status, text))
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// Settings of a run; starts as a sidecar whose istiod is not there.
@@ -236,6 +274,16 @@ impl Running {
         let child = &mut self.child;
         let status: ExitStatus = eventually("the agent ends", || child.try_wait().expect("wait"));
         status.code()
+    }
+
+    /// Head and body of an answer to a request with `headers`.
+    pub(crate) fn raw(&self, path: &str, headers: &str) -> (String, Vec<u8>) {
+        let port = self.setup.status_port;
+        let bytes = eventually(path, || http_raw(port, "GET", path, headers));
+        let end = bytes.windows(4).position(|w| w == b"\r\n\r\n");
+        let end = end.expect("a head") + 4;
+        let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+        (head, bytes[end..].to_vec())
     }
 
     pub(crate) fn http(&self, method: &str, path: &str) -> (u16, String) {

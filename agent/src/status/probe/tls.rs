@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::AnyError;
+use super::{AnyError, host_name};
 
 /// Connects with TLS; the flag says whether HTTP/2 was agreed.
 pub(crate) async fn connect(
@@ -32,10 +32,7 @@ pub(crate) async fn connect(
         &[b"http/1.1"]
     };
     config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
-    let name = host
-        .rsplit_once(':')
-        .map_or(host, |(name, _)| name)
-        .trim_matches(['[', ']']);
+    let name = host_name(host);
     let peer = stream.peer_addr()?.ip();
     let name = ServerName::try_from(name.to_owned()).unwrap_or_else(|_| peer.into());
     let stream = TlsConnector::from(Arc::new(config))
