@@ -104,8 +104,9 @@ impl Supervisor {
     pub async fn run(&self, command: &ProxyCommand, signals: &mut Signals) -> u8 {
         tracing::info!("{}", self.plan());
         tracing::info!("Envoy command: {:?}", command.arguments);
+        let before = oom_kills();
         let code = match spawn(command) {
-            Ok(mut child) => self.watch(&mut child, signals).await,
+            Ok(mut child) => self.watch(&mut child, before, signals).await,
             Err(e) => {
                 tracing::error!("cannot start {}: {e}", command.binary.display());
                 EXIT_PROXY_DIED
@@ -134,15 +135,19 @@ impl Supervisor {
             ..
         } = &self.drain;
         if *exit_on_zero {
-            format!("at termination: drain, wait {minimum:?}, then until no connection is left")
+            let limit = self.drain.limit();
+            format!(
+                "at termination: drain, wait {minimum:?}, then until no connection is left, in \
+                 all at most {limit:?}"
+            )
         } else {
             format!("at termination: drain, wait {termination:?}")
         }
     }
 
-    async fn watch(&self, child: &mut Child, signals: &mut Signals) -> u8 {
+    async fn watch(&self, child: &mut Child, before: Option<u64>, signals: &mut Signals) -> u8 {
         let reason = tokio::select! {
-            status = child.wait() => return exited(status),
+            status = child.wait() => return exited(status, before),
             name = signals.next() => name,
             () = self.lifecycle.quit.notified() => "quit request",
         };
@@ -151,7 +156,7 @@ impl Supervisor {
         if !self.lifecycle.skip_drain.load(Ordering::SeqCst) {
             tokio::select! {
                 status = child.wait() => {
-                    exited(status);
+                    exited(status, before);
                     return 0;
                 }
                 () = self.drain() => {}
@@ -174,12 +179,19 @@ impl Supervisor {
                 self.drain.termination
             );
             tokio::time::sleep(self.drain.termination).await;
+            tracing::info!("Graceful termination period complete, terminating remaining proxies.");
             return;
         }
-        tokio::time::sleep(self.drain.minimum).await;
-        self.admin
-            .wait_for_zero_connections(&self.drain.own_ports)
-            .await;
+        let limit = self.drain.limit();
+        let wait = async {
+            tokio::time::sleep(self.drain.minimum).await;
+            self.admin
+                .wait_for_zero_connections(&self.drain.own_ports)
+                .await;
+        };
+        if tokio::time::timeout(limit, wait).await.is_err() {
+            tracing::warn!("Connections are left after {limit:?}, ending all the same");
+        }
     }
 
     fn remove_bootstrap(&self) {
@@ -193,8 +205,8 @@ impl Supervisor {
     }
 }
 
-/// The proxy ended although nobody asked it to.
-fn exited(status: std::io::Result<ExitStatus>) -> u8 {
+/// The proxy ended although nobody asked it to. `before`: kills for memory when it started.
+fn exited(status: std::io::Result<ExitStatus>, before: Option<u64>) -> u8 {
     use std::os::unix::process::ExitStatusExt;
     let status = match status {
         Ok(status) => status,
@@ -209,14 +221,24 @@ fn exited(status: std::io::Result<ExitStatus>) -> u8 {
     }
     tracing::error!("Envoy exited with error: {status}");
     if status.signal() == Some(libc::SIGKILL) {
-        tracing::warn!(
-            "Envoy may have been out of memory killed. Check memory usage and limits.{}",
-            oom_kills()
-                .map(|n| format!(" The cgroup counts {n} such kills."))
-                .unwrap_or_default()
-        );
+        tracing::warn!("{}", kill_reason(before, oom_kills()));
     }
     EXIT_PROXY_DIED
+}
+
+/// What is known of a SIGKILL that the agent did not send.
+fn kill_reason(before: Option<u64>, now: Option<u64>) -> &'static str {
+    match (before, now) {
+        (Some(before), Some(now)) if now > before => {
+            "Envoy was killed for memory: the cgroup counted the kill (oom_kill in memory.events). \
+             Raise the memory limit of the container, or give the proxy less configuration."
+        }
+        (Some(_), Some(_)) => {
+            "Envoy was killed, and not for the memory limit of the container: its cgroup counts no \
+             such kill. The node may have run out of memory, or somebody sent SIGKILL."
+        }
+        _ => "Envoy may have been out of memory killed. Check memory usage and limits.",
+    }
 }
 
 /// The cgroup's own count of processes killed for memory.
@@ -241,3 +263,21 @@ async fn kill(child: &mut Child) {
 
 /// Only a process stuck in the kernel takes longer.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_is_explained_by_the_counter_of_the_cgroup() {
+        for (before, now, want) in [
+            (Some(1), Some(2), "was killed for memory"),
+            (Some(2), Some(2), "not for the memory limit"),
+            (None, Some(2), "may have been"),
+            (None, None, "may have been"),
+        ] {
+            let text = kill_reason(before, now);
+            assert!(text.contains(want), "{before:?} {now:?}: {text}");
+        }
+    }
+}

@@ -18,6 +18,9 @@ const FIPS_CIPHERS: &str = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-S
 /// Access logs reach the reader after a second instead of Envoy's ten.
 const FILE_FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
+/// User and group of the proxy in every image and rule set.
+const PROXY_USER: u32 = 1337;
+
 /// How to start the proxy.
 #[derive(Debug, Clone)]
 pub struct ProxyCommand {
@@ -27,6 +30,9 @@ pub struct ProxyCommand {
     pub arguments: Vec<OsString>,
     /// Variables added to the agent's own.
     pub environment: Vec<(&'static str, &'static str)>,
+    /// User and group, if not the agent's: an agent that is root for port 53 starts the proxy
+    /// as the user that the redirect rules leave alone.
+    pub user: Option<(u32, u32)>,
 }
 
 impl ProxyCommand {
@@ -57,7 +63,10 @@ impl ProxyCommand {
             options.compliance,
             Some(CompliancePolicy::Fips140v2 | CompliancePolicy::Fips140v3)
         );
+        let dns = options.node.dns_proxy_addr.as_deref().unwrap_or_default();
+        let drop = dns.ends_with(":53") && nix::unistd::geteuid().is_root();
         Self {
+            user: drop.then_some((PROXY_USER, PROXY_USER)),
             binary: PathBuf::from(&options.settings.binary_path),
             arguments,
             environment: fips
@@ -176,6 +185,9 @@ pub fn spawn(command: &ProxyCommand) -> std::io::Result<Child> {
         .stdin(Stdio::null())
         .kill_on_drop(true);
     child.envs(command.environment.iter().copied());
+    if let Some((user, group)) = command.user {
+        child.uid(user).gid(group);
+    }
     #[allow(
         unsafe_code,
         reason = "only code between fork and exec can bind the child's life"
