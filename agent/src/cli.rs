@@ -31,6 +31,9 @@ pub enum CliError {
     /// `version -o` with another format.
     #[error("--output must be 'yaml' or 'json'")]
     OutputFormat,
+    /// `doctor -o` with another format.
+    #[error("--output must be 'text' or 'json'")]
+    DoctorFormat,
     /// An argument that is not UTF-8.
     #[error("argument {0:?} is not valid UTF-8")]
     NotUtf8(OsString),
@@ -107,6 +110,17 @@ pub struct WaitArgs {
     pub request_timeout_millis: u64,
 }
 
+/// Arguments of `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DoctorArgs {
+    /// `-o json` instead of text.
+    pub json: bool,
+    /// Limit of each check in seconds.
+    pub timeout_seconds: u64,
+    /// Internal: only set the rules of this mode in a namespace of its own.
+    pub probe_rules: Option<String>,
+}
+
 /// `version -o`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VersionFormat {
@@ -129,6 +143,8 @@ pub enum Command {
     Request(RequestArgs),
     /// Wait for readiness.
     Wait(WaitArgs),
+    /// Look for what keeps the pod from working.
+    Doctor(DoctorArgs),
     /// Print the version.
     Version(VersionFormat),
     /// Redirect rules; the arguments, program name first, are that command's own.
@@ -176,6 +192,11 @@ const WAIT_FLAGS: &[Flag] = &[
     Flag::number("requestTimeoutMillis", 500),
 ];
 const REQUEST_FLAGS: &[Flag] = &[Flag::number("debug-port", 15000)];
+const DOCTOR_FLAGS: &[Flag] = &[
+    Flag::text("output", "").short('o'),
+    Flag::number("timeoutSeconds", 5),
+    Flag::text("probe-rules", ""),
+];
 const VERSION_FLAGS: &[Flag] = &[
     Flag::text("output", "").short('o'),
     Flag::boolean("short", false).short('s'),
@@ -210,6 +231,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         Some("proxy") => proxy(&rest),
         Some("wait") => wait(&rest),
         Some("request") => request(&rest),
+        Some("doctor") => doctor(&rest),
         Some("version") => version(&rest),
         Some("help") => Ok(plain(Command::Help(help_text(
             rest.first().map(String::as_str),
@@ -343,6 +365,25 @@ fn request(rest: &[String]) -> Result<Invocation, CliError> {
     Ok(finish(Command::Request(args), &parsed))
 }
 
+fn doctor(rest: &[String]) -> Result<Invocation, CliError> {
+    let parsed = flags::parse(rest, &[LOG_FLAGS, DOCTOR_FLAGS], false)?;
+    if !parsed.arguments.is_empty() {
+        return Err(CliError::Arguments("doctor takes no arguments"));
+    }
+    let json = match parsed.text("output").as_str() {
+        "" | "text" => false,
+        "json" => true,
+        _ => return Err(CliError::DoctorFormat),
+    };
+    let mode = parsed.text("probe-rules");
+    let args = DoctorArgs {
+        json,
+        timeout_seconds: parsed.integer("timeoutSeconds")?,
+        probe_rules: Some(mode).filter(|mode| !mode.is_empty()),
+    };
+    Ok(finish(Command::Doctor(args), &parsed))
+}
+
 fn version(rest: &[String]) -> Result<Invocation, CliError> {
     let parsed = flags::parse(rest, &[LOG_FLAGS, VERSION_FLAGS], false)?;
     let format = match (parsed.text("output").as_str(), parsed.boolean("short")) {
@@ -365,7 +406,12 @@ fn help_text(command: Option<&str>) -> &'static str {
         Some("proxy") => {
             "Usage: pilot-agent proxy [sidecar|router|waypoint] [--domain D] [--meshConfig FILE] \
              [--proxyLogLevel L] [--proxyComponentLogLevel L] [--concurrency N] \
-             [--templateFile FILE] [--outlierLogPath FILE] [--stsPort N]"
+             [--templateFile FILE] [--outlierLogPath FILE] [--stsPort N] [--profiling=false]"
+        }
+        Some("doctor") => {
+            "Usage: pilot-agent doctor [-o text|json] [--timeoutSeconds N]\n\n\
+             Checks kernel, limits, redirect rules, clock, token, DNS, istiod, CA, agent and proxy of\n\
+             this pod or VM: one line each, one fix per failure. Exit code 0 without failure, else 1."
         }
         Some("version") => "Usage: pilot-agent version [-s] [-o json|yaml]",
         _ => HELP,
@@ -381,6 +427,7 @@ Commands:
   proxy [type]                     run and supervise the proxy
   request <method> <path> [body]   one HTTP request to a local port
   wait                             wait until the proxy is ready
+  doctor                           find what keeps the pod from working
   istio-iptables                   write or check the redirect rules
   version                          print the version
   help [command]                   print help
@@ -390,7 +437,7 @@ Flags of all commands:
   --log_as_json                            log JSON lines
   --log_target <path>                      stdout, stderr or a file
 
-Exit codes: 0 success, 255 reported error, 1 the proxy died or the redirect rules failed, \
+Exit codes: 0 success, 255 reported error, 1 the proxy died, the redirect rules or a check failed, \
 126 the redirect rules do not work.";
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use pilot_agent::cli::{self, Command, EXIT_ERROR, Invocation, VersionFormat};
 use pilot_agent::options::{Environment, ISTIO_VERSION, Options};
-use pilot_agent::{log, request, start, wait};
+use pilot_agent::{doctor, log, request, start, wait};
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -60,6 +60,14 @@ fn run() -> Result<u8, AnyError> {
             runtime()?.block_on(wait::run(&args))?;
             tracing::info!("Envoy is ready!");
             Ok(0)
+        }
+        Command::Doctor(args) => {
+            if let Some(mode) = &args.probe_rules {
+                return Ok(doctor::probe_rules(mode));
+            }
+            let (report, code) = runtime()?.block_on(doctor::run(&args));
+            std::io::stdout().lock().write_all(report.as_bytes())?;
+            Ok(code)
         }
         Command::Version(format) => {
             println!("{}", version(format));
