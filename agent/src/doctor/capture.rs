@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bootstrap_templates::NodeType;
-use iptables_init::iptables::detect;
+use iptables_init::iptables::detect::{self, Residue};
+use iptables_init::iptables::legacy::{self, LegacyState};
 use iptables_init::iptables::state::State;
-use iptables_init::nft::apply::{iptables_chains_exist, read_state};
+use iptables_init::nft::apply;
 use iptables_init::nft::expr::Expr;
 use iptables_init::nft::socket::{NetlinkError, NftSocket};
 use iptables_init::nft::state::TableState;
@@ -82,27 +83,27 @@ impl From<NetlinkError> for ReadError {
 }
 
 fn read() -> Result<Rules, ReadError> {
-    let mut socket = NftSocket::open()?;
-    let (tables, _) = read_state(&mut socket)?;
-    if !tables.is_empty() {
-        return Ok(of_tables(&tables));
+    let snapshot = apply::read(&mut NftSocket::open()?)?;
+    if !snapshot.native.is_empty() {
+        return Ok(of_tables(&snapshot.native));
     }
-    let in_kernel = iptables_chains_exist(&mut socket, Family::V4)?
-        || iptables_chains_exist(&mut socket, Family::V6)?;
+    let other = |e: &dyn std::fmt::Display| ReadError::Other(e.to_string());
+    let mut opaque = false;
     for family in [Family::V4, Family::V6] {
-        let choice = detect::choose(family, None).map_err(|e| ReadError::Other(e.to_string()))?;
-        let Some(choice) = choice else {
-            continue;
+        let residue = Residue {
+            legacy: legacy::read(family).map_err(|e| other(&e))?,
+            own_in_nft: snapshot.xtables.has_own_chains(family),
         };
-        let text = choice.tool.save();
-        let text = text.map_err(|e| ReadError::Other(e.to_string()))?;
-        let rules = of_save(&choice.tool.name, &text);
-        if rules != Rules::default() {
-            return Ok(rules);
+        if residue.legacy != LegacyState::Own && !residue.own_in_nft {
+            continue;
+        }
+        match detect::choose(family, None, residue, None).map_err(|e| other(&e))? {
+            Some(choice) => return Ok(of_save(&choice.tool.name, &choice.before)),
+            None => opaque = true,
         }
     }
     Ok(Rules {
-        opaque: in_kernel,
+        opaque,
         ..Rules::default()
     })
 }
@@ -248,7 +249,7 @@ fn listens(port: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use iptables_init::nft::state::{BaseState, ChainState};
+    use iptables_init::nft::state::{BaseState, ChainState, POLICY_ACCEPT};
 
     use super::super::Verdict;
     use super::*;
@@ -317,6 +318,7 @@ COMMIT
                 kind: "nat".to_owned(),
                 hook,
                 priority: -100,
+                policy: POLICY_ACCEPT,
             }),
             rules,
         };

@@ -9,7 +9,7 @@ use clap::Parser;
 use iptables_init::cli::{Cli, Environment, Settings};
 use iptables_init::config::{Config, Host};
 use iptables_init::host::OwnerNames;
-use iptables_init::nft::apply;
+use iptables_init::nft::apply::{self, Wanted};
 use iptables_init::nft::compile::compile;
 use iptables_init::nft::plan::build_plan;
 use iptables_init::nft::socket::NftSocket;
@@ -65,7 +65,14 @@ fn set_rules(mode: &str) -> Result<(), Box<dyn std::error::Error>> {
     let settings = Settings::resolve(Cli::try_parse_from(arguments)?, &Nothing);
     let config = Config::build(settings, &Nothing)?;
     let wanted = compile(&build_plan(&config.rules), &OwnerNames::default())?;
-    apply::apply(&mut NftSocket::open()?, &wanted, true)?;
+    let wanted = Wanted {
+        native: &wanted,
+        without_xtables: &[],
+        without_empty: false,
+    };
+    let mut socket = NftSocket::open()?;
+    apply::replace(&mut socket, wanted, true)?;
+    apply::verify(&mut socket, wanted)?;
     Ok(())
 }
 
