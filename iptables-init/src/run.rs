@@ -48,7 +48,7 @@ pub enum RunError {
          When using Istio CNI, this can occur if a pod is scheduled before the node is ready.\n\
          If installed with 'cni.repair.deletePods=true', this pod should automatically be deleted and retry.\n\
          Otherwise, this pod will need to be manually removed so that it is scheduled on a node with istio-cni running.\n\
-         Reason: {0} (the process must run as a proxy UID or GID and the ISTIO chains must exist)"
+         Reason: {0}"
     )]
     Validation(#[from] ValidationError),
 }
@@ -177,13 +177,7 @@ fn run_here(settings: Settings, log: &Log) -> Result<(), RunError> {
         engine::apply(&config, log, &mut observer)?;
     }
     if s.run_validation {
-        let probe = Probe {
-            host_ip: config.host_ip,
-            listeners: [config.rules.proxy_port, config.rules.inbound_capture_port],
-            port: s.probe_port,
-            timeout: s.probe_timeout,
-        };
-        validate::run(&probe, log)?;
+        validate::run(&Probe::new(&config), log)?;
     }
     Ok(())
 }

@@ -77,6 +77,12 @@ impl Tool {
         Self::new(family, "-legacy", true, lock)
     }
 
+    /// The programs of a variant: `-nft` or `-legacy`.
+    #[must_use]
+    pub fn variant(family: Family, suffix: &str) -> Self {
+        Self::new(family, suffix, suffix == "-legacy", None)
+    }
+
     /// The save output.
     ///
     /// # Errors
