@@ -155,10 +155,10 @@ pub struct Cli {
     #[arg(
         long,
         allow_hyphen_values = true,
-        help = "Path of the network namespace in CNI mode"
+        help = "Path of a network namespace to run in"
     )]
     pub network_namespace: Option<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, help = "Run as the CNI plugin")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, help = "Run from the node: hide its lock file and name services from the iptables programs")]
     pub cni_mode: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, help = "Accepted for compatibility: every run reconciles")]
     pub reconcile: Option<bool>,
@@ -168,6 +168,8 @@ pub struct Cli {
     pub force_apply: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, help = "Use nftables through netlink instead of iptables")]
     pub native_nftables: Option<bool>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, help = "Redirect calls of every proxy UID and GID to this pod before the first of them is exempt; for a proxy whose UID is not in --proxy-uid")]
+    pub proxy_owners_first: Option<bool>,
     #[arg(long, allow_hyphen_values = true, help = "\"legacy\" or \"nft\"")]
     pub force_iptables_binary: Option<String>,
 
@@ -254,6 +256,7 @@ pub struct Settings {
     pub force_apply: bool,
     pub native_nftables: bool,
     pub force_iptables_binary: String,
+    pub proxy_owners_first: bool,
     pub owner_groups: String,
     pub owner_groups_exclude: String,
     pub loopback_cidr: String,
@@ -361,6 +364,7 @@ impl Settings {
             force_apply: l.flag(&["FORCE_APPLY"], cli.force_apply),
             native_nftables: l.flag(&["NATIVE_NFTABLES"], cli.native_nftables),
             force_iptables_binary: l.text("FORCE_IPTABLES_BINARY", cli.force_iptables_binary, ""),
+            proxy_owners_first: l.flag(&["PROXY_OWNERS_FIRST"], cli.proxy_owners_first),
             owner_groups: l.text("ISTIO_OUTBOUND_OWNER_GROUPS", None, "*"),
             owner_groups_exclude: l.text("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", None, ""),
             loopback_cidr: l.text("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR", None, "127.0.0.1/32"),

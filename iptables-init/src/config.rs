@@ -97,6 +97,7 @@ impl Config {
             tunnel_port: values::parse_port("PROXY_TUNNEL_PORT", &s.inbound_tunnel_port)?,
             proxy_uids: values::parse_owners("PROXY_UID", &s.proxy_uid)?,
             proxy_gids: values::parse_owners("PROXY_GID", &s.proxy_gid)?,
+            proxy_owners_first: s.proxy_owners_first,
             tproxy: s.mode == "TPROXY",
             mark: values::parse_u32("INBOUND_TPROXY_MARK", &s.tproxy_mark)?,
             inbound_ports: values::parse_port_selection("INBOUND_PORTS_INCLUDE", &s.inbound_ports)?,

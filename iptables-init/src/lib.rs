@@ -3,6 +3,7 @@
 //! rollback (`run`), explained for one packet (`explain`). Never writes anything that the model did not produce.
 
 pub mod cli;
+pub mod cni;
 pub mod config;
 pub mod dry_run;
 pub mod engine;

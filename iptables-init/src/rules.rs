@@ -26,6 +26,9 @@ pub struct RuleConfig {
     pub proxy_gids: Vec<OwnerId>,
     /// Inbound through TPROXY in mangle instead of REDIRECT in nat.
     pub tproxy: bool,
+    /// Redirect the calls to this host of every proxy user and group before the first of them is
+    /// exempt. Off by default: the reference's order is the contract.
+    pub proxy_owners_first: bool,
     /// TPROXY packet and connection mark (default 1337).
     pub mark: u32,
     /// Inbound ports to capture.

@@ -7,10 +7,10 @@ mod load;
 #[path = "golden/rows.rs"]
 mod rows;
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
+use iptables_init::cni::{self, CniPod};
 use iptables_init::config::Config;
 use iptables_init::iptables::text::{render_restore, render_tables};
 use iptables_init::nft::plan::build_plan;
@@ -96,39 +96,50 @@ fn every_capture_and_derived_golden_is_text_equal() {
     assert_eq!(checked, 126);
 }
 
-/// What the CNI plugin asks for, in flags: fixed ports, extra exclusions.
-fn cni_rows() -> Vec<(&'static str, Vec<&'static str>)> {
-    let base = ["-d", "15020,15021,15090", "-o", "15020"];
-    let all = ["-i", "*", "-b", "*"];
-    let with = |extra: &[&'static str]| [&base[..], &all[..], extra].concat();
+/// Pods whose rules the CNI plugin's tests of the reference show.
+fn cni_pods() -> Vec<(&'static str, CniPod<'static>)> {
+    let annotated = |list: &[(&'static str, &'static str)]| CniPod {
+        annotations: list.iter().copied().collect(),
+        ..CniPod::default()
+    };
+    let proxy_env = |name, value| CniPod {
+        proxy_env: [(name, value)].into(),
+        ..CniPod::default()
+    };
+    let owned = |pod: CniPod<'static>| CniPod {
+        run_as_user: Some(1_000_670_000),
+        run_as_group: Some(1_000_670_001),
+        ..pod
+    };
+    let tproxy = || annotated(&[("sidecar.istio.io/interceptionMode", "TPROXY")]);
     vec![
-        ("basic", with(&[])),
+        ("basic", CniPod::default()),
         (
             "include-exclude-ip",
-            with(&["-i", "127.0.0.0/8", "-x", "10.0.0.0/8"]),
+            annotated(&[
+                (
+                    "traffic.sidecar.istio.io/includeOutboundIPRanges",
+                    "127.0.0.0/8",
+                ),
+                (
+                    "traffic.sidecar.istio.io/excludeOutboundIPRanges",
+                    "10.0.0.0/8",
+                ),
+            ]),
         ),
         (
             "include-exclude-ports",
-            with(&[
-                "-b",
-                "1111,2222",
-                "-d",
-                "3333,4444,15020,15021,15090",
-                "-o",
-                "5555,6666",
+            annotated(&[
+                ("traffic.sidecar.istio.io/includeInboundPorts", "1111,2222"),
+                ("traffic.sidecar.istio.io/excludeInboundPorts", "3333,4444"),
+                ("traffic.sidecar.istio.io/excludeOutboundPorts", "5555,6666"),
             ]),
         ),
-        ("tproxy", with(&["-m", "TPROXY"])),
-        ("dns", with(&["--redirect-dns", "--capture-all-dns"])),
-        ("invalid-drop", with(&["--drop-invalid"])),
-        (
-            "custom-uid",
-            with(&["-u", "1000670000", "-g", "1000670001"]),
-        ),
-        (
-            "custom-uid-tproxy",
-            with(&["-m", "TPROXY", "-u", "1000670000", "-g", "1000670001"]),
-        ),
+        ("tproxy", tproxy()),
+        ("dns", proxy_env("ISTIO_META_DNS_CAPTURE", "true")),
+        ("invalid-drop", proxy_env("INVALID_DROP", "true")),
+        ("custom-uid", owned(CniPod::default())),
+        ("custom-uid-tproxy", owned(tproxy())),
     ]
 }
 
@@ -156,17 +167,34 @@ fn cni_plugin_rule_sets_are_equal_per_table() {
         println!("skipped: shared interception fixtures not found");
         return;
     };
-    for (name, args) in cni_rows() {
-        let row = Row {
-            file: format!("cni-plugin-sidecar/{name}.txt.golden"),
-            args: args.iter().map(ToString::to_string).collect(),
-            env: HashMap::new(),
-            host: Stand {
-                ipv6: false,
-                resolv_conf: String::new(),
-            },
-        };
-        let golden = fs::read_to_string(root.join(&row.file)).expect("golden file");
-        assert_eq!(by_table(&rendered(&row)), by_table(&golden), "{name}");
+    let host = Stand {
+        ipv6: false,
+        resolv_conf: String::new(),
+    };
+    for (name, pod) in cni_pods() {
+        let settings = cni::settings(&pod).expect("the mode is known");
+        let config = Config::build(settings, &host).expect("configuration");
+        let path = root.join(format!("cni-plugin-sidecar/{name}.txt.golden"));
+        let golden = fs::read_to_string(path).expect("golden file");
+        let got = iptables_run(&config);
+        assert_eq!(by_table(&got), by_table(&golden), "{name}");
     }
+}
+
+#[test]
+fn cni_defaults_and_refusals_are_those_of_the_plugin() {
+    let pod = |mode| CniPod {
+        annotations: [("sidecar.istio.io/interceptionMode", mode)].into(),
+        run_as_user: Some(0),
+        proxy_env: [("ISTIO_META_DNS_CAPTURE", "true"), ("DUAL_STACK", "true")].into(),
+        ..CniPod::default()
+    };
+    let settings = cni::settings(&pod("TPROXY")).expect("the mode is known");
+    assert_eq!(settings.proxy_uid, "1337");
+    assert_eq!(settings.inbound_exclude_ports, "15020,15021,15090");
+    assert_eq!(settings.outbound_ports_exclude, "15020");
+    assert!(settings.redirect_dns && settings.capture_all_dns);
+    assert!(!settings.dual_stack && !settings.dry_run && settings.cni_mode);
+    let error = cni::settings(&pod("NONE")).expect_err("no rules are wanted");
+    assert!(error.to_string().contains("REDIRECT or TPROXY"), "{error}");
 }

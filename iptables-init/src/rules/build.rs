@@ -278,18 +278,27 @@ impl Builder<'_> {
     }
 
     /// Steps 12 and 13. The order (all three rules of one owner, then the next owner) is golden
-    /// although it makes the first rule of every later owner unreachable.
+    /// although it makes the first rule of every later owner unreachable; the other order is
+    /// there for a proxy that runs as another user than the listed ones.
     fn proxy_owners(&mut self) {
         let config = self.config;
-        for uid in &config.proxy_uids {
-            self.proxy_owner(OwnerKind::User, uid);
+        let users = config.proxy_uids.iter().map(|id| (OwnerKind::User, id));
+        let groups = config.proxy_gids.iter().map(|id| (OwnerKind::Group, id));
+        let owners = users.chain(groups);
+        if config.proxy_owners_first {
+            for (kind, id) in owners.clone() {
+                self.capture_own_calls(kind, id);
+            }
         }
-        for gid in &config.proxy_gids {
-            self.proxy_owner(OwnerKind::Group, gid);
+        for (kind, id) in owners {
+            if !config.proxy_owners_first {
+                self.capture_own_calls(kind, id);
+            }
+            self.exempt_owner(kind, id);
         }
     }
 
-    fn proxy_owner(&mut self, kind: OwnerKind, id: &OwnerId) {
+    fn capture_own_calls(&mut self, kind: OwnerKind, id: &OwnerId) {
         let tunnel = self.config.tunnel_port;
         // A proxy query to a resolver on this host must not loop through the proxy itself.
         let spared = match (self.dns, kind) {
@@ -308,6 +317,9 @@ impl Builder<'_> {
         ];
         let jump = Action::Jump(Chain::InRedirect);
         self.push(Table::Nat, Chain::OutputChain, to_self, jump);
+    }
+
+    fn exempt_owner(&mut self, kind: OwnerKind, id: &OwnerId) {
         if !self.includes_loopback() {
             let mut direct = vec![Match::OutLo];
             if self.dns {
