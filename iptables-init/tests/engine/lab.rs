@@ -139,7 +139,9 @@ impl Lab {
                echo '== legacy'; $p-legacy-save | grep -e '^-A' -e '^:ISTIO' -e '^[*]' || true
                echo '== xtables'; $p-nft-save 2>/dev/null | grep -e '^-A' -e '^:' -e '^[*]' || true
              done
-             echo '== routes'; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all
+             echo '== routes'; ip rule; ip -6 rule
+             # A dump in the middle of a kernel update repeats routes.
+             (ip route show table all; ip -6 route show table all) | sort -u
              ip -6 -o addr show dev lo",
         );
         canonical(&text)

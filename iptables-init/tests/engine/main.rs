@@ -3,10 +3,14 @@
 //! says so when it skips.
 
 mod cleanup;
+mod contract;
 mod lab;
 mod load;
+mod modes;
 mod pod_security;
 mod program;
+mod property;
 mod rollback;
 #[path = "../golden/rows.rs"]
 mod rows;
+mod validation;
