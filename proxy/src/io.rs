@@ -2,4 +2,5 @@
 
 pub mod copy;
 pub mod socket;
+mod splice;
 pub mod stream;

@@ -1,5 +1,6 @@
 //! Relays bytes both ways between two streams. One buffer per direction, borrowed from the worker only while
-//! bytes are under way, so that an idle connection holds none; half-close is passed on.
+//! bytes are under way, so that an idle connection holds none; half-close is passed on. Bulk between two plain
+//! sockets stays in the kernel.
 
 use std::cell::RefCell;
 use std::io;
@@ -7,6 +8,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::io::splice::Splice;
 
 /// First buffer of a direction.
 const SMALL: usize = 16 * 1024;
@@ -14,6 +18,9 @@ const SMALL: usize = 16 * 1024;
 const LARGE: usize = 128 * 1024;
 /// Buffers of each size a worker keeps for the next reader.
 const KEPT: usize = 16;
+/// A read of this size, after one that filled the small buffer, makes a direction bulk. Below it the copy is
+/// cheaper than one more system call.
+const BULK: usize = 32 * 1024;
 /// Reads of one direction before the other one has its turn.
 const TURN: usize = 8;
 
@@ -43,6 +50,19 @@ pub trait Meter {
     fn downstream_bound(&mut self, bytes: usize);
 }
 
+/// One end of a relay.
+pub trait Endpoint: AsyncRead + AsyncWrite + Unpin {
+    /// The socket that the next read would read, if nothing lies between.
+    fn source(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    /// The socket that a write goes to unchanged, if nothing lies between.
+    fn sink(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
 /// Which side broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -60,6 +80,17 @@ enum State {
     Closed,
 }
 
+/// How a direction reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bulk {
+    /// Into a buffer.
+    No,
+    /// Into a pipe, where both ends are plain sockets.
+    Yes,
+    /// Into a buffer, always: the sockets or the process's limits do not allow it otherwise.
+    Never,
+}
+
 /// One direction.
 #[derive(Debug)]
 struct Direction {
@@ -68,6 +99,10 @@ struct Direction {
     held: Option<(Box<[u8]>, usize, usize)>,
     /// Size of the next buffer.
     size: usize,
+    /// Whether bytes arrive faster than a copy is worth.
+    bulk: Bulk,
+    /// The pipe of bulk that is under way.
+    splice: Option<Splice>,
     /// Bytes were written since the last flush.
     dirty: bool,
 }
@@ -92,12 +127,14 @@ impl Direction {
             state: State::Copying,
             held: None,
             size: SMALL,
+            bulk: Bulk::No,
+            splice: None,
             dirty: false,
         }
     }
 
     /// Moves bytes until nothing can be done. Ready when the direction is closed.
-    fn poll<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    fn poll<R: Endpoint, W: Endpoint>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
@@ -113,7 +150,7 @@ impl Direction {
                 cx.waker().wake_by_ref();
                 return self.pause(cx, writer);
             }
-            match self.poll_read(cx, reader) {
+            match self.poll_read(cx, reader, writer) {
                 Poll::Ready(Ok(0)) => self.state = State::Closing,
                 Poll::Ready(Ok(n)) => count(n),
                 Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {
@@ -147,17 +184,31 @@ impl Direction {
         Poll::Pending
     }
 
-    fn poll_read<R: AsyncRead + Unpin>(
+    fn poll_read<R: Endpoint, W: Endpoint>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
+        writer: &W,
     ) -> Poll<io::Result<usize>> {
+        if self.bulk == Bulk::Yes
+            && let (Some(source), Some(_)) = (reader.source(), writer.sink())
+        {
+            match self.poll_splice(cx, source) {
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.bulk = Bulk::Never;
+                }
+                other => return other,
+            }
+        }
         let mut buffer = borrow(self.size);
         let mut read = ReadBuf::new(&mut buffer);
         let result = Pin::new(reader).poll_read(cx, &mut read);
         let n = read.filled().len();
         match result {
             Poll::Ready(Ok(())) if n > 0 => {
+                if self.bulk == Bulk::No && n >= BULK {
+                    self.bulk = Bulk::Yes;
+                }
                 self.size = if n == buffer.len() {
                     LARGE
                 } else if n < SMALL {
@@ -175,11 +226,34 @@ impl Direction {
         }
     }
 
-    fn poll_write<W: AsyncWrite + Unpin>(
+    /// Reads into a pipe. It is held only while bytes are in it.
+    fn poll_splice(&mut self, cx: &mut Context<'_>, source: &TcpStream) -> Poll<io::Result<usize>> {
+        // Out of file descriptors: a buffer needs none.
+        let Ok(mut splice) = Splice::new() else {
+            return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
+        };
+        let n = ready!(splice.poll_fill(cx, source))?;
+        if n > 0 {
+            self.splice = Some(splice);
+            if n < SMALL {
+                (self.bulk, self.size) = (Bulk::No, SMALL);
+            }
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_write<W: Endpoint>(
         &mut self,
         cx: &mut Context<'_>,
         writer: &mut W,
     ) -> Poll<io::Result<()>> {
+        if let Some(splice) = &mut self.splice {
+            let Some(sink) = writer.sink() else {
+                return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+            };
+            ready!(splice.poll_drain(cx, sink))?;
+            self.splice = None;
+        }
         while let Some((buffer, start, end)) = &mut self.held {
             let n = ready!(Pin::new(&mut *writer).poll_write(cx, &buffer[*start..*end]))?;
             if n == 0 {
@@ -223,8 +297,8 @@ impl Relay {
         meter: &mut impl Meter,
     ) -> Poll<Result<(), Side>>
     where
-        D: AsyncRead + AsyncWrite + Unpin,
-        U: AsyncRead + AsyncWrite + Unpin,
+        D: Endpoint,
+        U: Endpoint,
     {
         let up = self
             .up
@@ -253,11 +327,15 @@ mod tests {
     use super::*;
     use std::future::poll_fn;
     use std::time::Duration;
+
+    use bytes::Bytes;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
+    use crate::io::stream::{Rewound, Stream};
+
     #[derive(Default)]
-    struct Bytes(usize, usize);
-    impl Meter for Bytes {
+    struct Count(usize, usize);
+    impl Meter for Count {
         fn upstream_bound(&mut self, bytes: usize) {
             self.0 += bytes;
         }
@@ -266,8 +344,10 @@ mod tests {
         }
     }
 
-    async fn relay(mut a: DuplexStream, mut b: DuplexStream) -> (Result<(), Side>, Bytes) {
-        let (mut relay, mut bytes) = (Relay::default(), Bytes::default());
+    impl Endpoint for DuplexStream {}
+
+    async fn relay(mut a: DuplexStream, mut b: DuplexStream) -> (Result<(), Side>, Count) {
+        let (mut relay, mut bytes) = (Relay::default(), Count::default());
         let result = poll_fn(|cx| relay.poll(cx, &mut a, &mut b, &mut bytes)).await;
         (result, bytes)
     }
@@ -319,5 +399,52 @@ mod tests {
         drop(write.await.expect("no panic"));
         let (_, bytes) = relayed.await.expect("no panic");
         assert_eq!(bytes.0, 3_000_000);
+    }
+
+    /// A connected pair on loopback; the first end is a relay's.
+    async fn pair() -> (Stream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("bind");
+        let address = listener.local_addr().expect("address");
+        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (socket, _) = accepted.expect("accept");
+        let end = Stream::Plain(Rewound::new(Bytes::new(), socket));
+        (end, peer.expect("connect"))
+    }
+
+    #[tokio::test]
+    async fn bulk_between_sockets_goes_through_a_pipe_whole_and_in_order() {
+        const LENGTH: usize = 20_000_000;
+        let ((mut a, mut client), (mut b, mut server)) = (pair().await, pair().await);
+        let data: Vec<u8> = (0..LENGTH as u32).map(|i| (i % 251) as u8).collect();
+        let expected = data.clone();
+        let write = tokio::spawn(async move {
+            client.write_all(&data).await.expect("write");
+            let mut answer = Vec::new();
+            client.shutdown().await.expect("shutdown");
+            client.read_to_end(&mut answer).await.expect("read");
+            answer
+        });
+        let read = tokio::spawn(async move {
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).await.expect("read");
+            server.write_all(b"got it").await.expect("write");
+            drop(server);
+            got
+        });
+        let (mut relay, mut bytes, mut spliced) = (Relay::default(), Count::default(), false);
+        let result = poll_fn(|cx| {
+            let result = relay.poll(cx, &mut a, &mut b, &mut bytes);
+            spliced |= relay.up.bulk == Bulk::Yes;
+            result
+        })
+        .await;
+        assert_eq!(result, Ok(()));
+        assert!(read.await.expect("no panic") == expected);
+        drop((a, b));
+        assert_eq!(write.await.expect("no panic"), b"got it");
+        assert_eq!((bytes.0, bytes.1), (LENGTH, 6));
+        assert!(spliced, "20 MB are bulk");
     }
 }

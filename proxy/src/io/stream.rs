@@ -8,6 +8,8 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::io::copy::Endpoint;
+
 /// A socket whose first bytes were read by a listener filter and are replayed.
 #[derive(Debug)]
 pub struct Rewound {
@@ -143,6 +145,22 @@ macro_rules! each {
             Stream::Unix($s) => $e,
         }
     };
+}
+
+impl Endpoint for Stream {
+    fn source(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(s) if s.prefix().is_empty() => Some(s.socket()),
+            _ => None,
+        }
+    }
+
+    fn sink(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(s) => Some(s.socket()),
+            _ => None,
+        }
+    }
 }
 
 impl AsyncRead for Stream {
