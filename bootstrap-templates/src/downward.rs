@@ -28,7 +28,7 @@ pub fn parse_downward_api(text: &str) -> Result<BTreeMap<String, String>, Downwa
 
 /// Go's `strconv.Unquote` for double-quoted and raw strings. Bytes written as escapes must form
 /// UTF-8 together.
-fn unquote(text: &str) -> Option<String> {
+pub(crate) fn unquote(text: &str) -> Option<String> {
     if let Some(raw) = text.strip_prefix('`').and_then(|t| t.strip_suffix('`')) {
         return (!raw.contains('`')).then(|| raw.replace('\r', ""));
     }

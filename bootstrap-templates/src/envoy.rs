@@ -4,6 +4,8 @@
 mod clusters;
 mod listeners;
 mod stats;
+mod template_params;
+mod tracing;
 mod transport_socket;
 
 use std::net::IpAddr;
@@ -13,13 +15,13 @@ use serde_json::{Map, Value, json};
 use crate::error::{FieldError, FieldProblem, Warning};
 use crate::node::{Node, NodeType};
 use crate::proxy_config::{ProxySettings, split_host_port};
+use crate::template::{NoValue, Template, TemplateError};
+use tracing::Tracer;
 
 /// "Unlimited" of the overload manager: Envoy's field is a signed 64-bit number, Istio stops at 32.
 const NO_CONNECTION_LIMIT: i64 = i32::MAX as i64;
 const CONNECTION_LIMIT_KEY: &str = "ISTIO_META_GLOBAL_DOWNSTREAM_MAX_CONNECTIONS";
 const CONNECTION_LIMIT_RUNTIME: &str = "overload.global_downstream_max_connections";
-/// Name of the token file next to the bootstrap.
-const LIGHTSTEP_TOKEN_FILE: &str = "lightstep_access_token.txt";
 
 /// `COMPLIANCE_POLICY`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,19 +90,19 @@ pub struct EnvoyBootstrap {
 
 /// Loopback and wildcard addresses for the families the pod has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Families {
-    pub(crate) localhost: &'static str,
-    pub(crate) wildcard: &'static str,
+struct Families {
+    localhost: &'static str,
+    wildcard: &'static str,
     /// The other family's pair, with dual stack.
-    pub(crate) additional: Option<(&'static str, &'static str)>,
-    pub(crate) dns_lookup: &'static str,
+    additional: Option<(&'static str, &'static str)>,
+    dns_lookup: &'static str,
 }
 
 const V4: (&str, &str) = ("127.0.0.1", "0.0.0.0");
 const V6: (&str, &str) = ("::1", "::");
 
 impl Families {
-    pub(crate) fn of(ips: &[IpAddr], dual_stack: bool) -> Self {
+    fn of(ips: &[IpAddr], dual_stack: bool) -> Self {
         let all_v4 = ips.iter().all(IpAddr::is_ipv4);
         let all_v6 = ips.iter().all(IpAddr::is_ipv6);
         let single = |(localhost, wildcard), dns_lookup| Self {
@@ -130,11 +132,12 @@ impl Families {
 pub fn envoy_bootstrap(inputs: &EnvoyInputs<'_>) -> Result<EnvoyBootstrap, FieldError> {
     let mut warnings = Vec::new();
     let EnvoyInputs { node, settings, .. } = *inputs;
-    let families = Families::of(&node.ips, inputs.dual_stack);
-    let waypoint = node.node_type == NodeType::Waypoint;
-    let delta = inputs.delta_xds || waypoint;
-    let discovery = metadata_discovery(node, waypoint, delta, &mut warnings);
-    let tracer = Tracer::of(inputs, &mut warnings)?;
+    let Derived {
+        families,
+        delta,
+        discovery,
+        tracer,
+    } = Derived::of(inputs, &mut warnings)?;
     let mut document = json!({
         "application_log_config": { "log_format": log_format(inputs.log_as_json) },
         "node": node.to_envoy_json(),
@@ -172,6 +175,76 @@ pub fn envoy_bootstrap(inputs: &EnvoyInputs<'_>) -> Result<EnvoyBootstrap, Field
         token_file,
         warnings,
     })
+}
+
+/// A bootstrap made from a user's template.
+pub struct RenderedBootstrap {
+    /// The file's contents.
+    pub text: String,
+    /// Lightstep's access token, if that tracer is used.
+    pub token_file: Option<TokenFile>,
+    /// Things to log.
+    pub warnings: Vec<Warning>,
+    /// Places that printed `<no value>`, which is hardly what the author meant.
+    pub no_values: Vec<NoValue>,
+}
+
+/// Why a template gives no bootstrap.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RenderError {
+    /// A setting that the parameters cannot express.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// The template itself.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+/// Renders a user's bootstrap template (Go's text/template) with the parameters that Istio's agent
+/// gives to its own. `environment` answers the functions `env` and `expandenv`.
+///
+/// # Errors
+/// A setting that the parameters cannot express, or the line of the template that is wrong.
+pub fn render_bootstrap(
+    template: &str,
+    inputs: &EnvoyInputs<'_>,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<RenderedBootstrap, RenderError> {
+    let template = Template::parse(template)?;
+    let mut warnings = Vec::new();
+    let derived = Derived::of(inputs, &mut warnings)?;
+    let parameters = template_params::parameters(inputs, &derived, &mut warnings)?;
+    let (text, no_values) = template.render(&parameters, environment)?;
+    Ok(RenderedBootstrap {
+        text,
+        token_file: derived.tracer.and_then(|t| t.token_file),
+        warnings,
+        no_values,
+    })
+}
+
+/// What both kinds of bootstrap derive from the inputs first.
+struct Derived {
+    families: Families,
+    /// Delta xDS; always for waypoints.
+    delta: bool,
+    /// Metadata discovery extension.
+    discovery: bool,
+    tracer: Option<Tracer>,
+}
+
+impl Derived {
+    fn of(inputs: &EnvoyInputs<'_>, warnings: &mut Vec<Warning>) -> Result<Self, FieldError> {
+        let node = inputs.node;
+        let waypoint = node.node_type == NodeType::Waypoint;
+        let delta = inputs.delta_xds || waypoint;
+        Ok(Self {
+            families: Families::of(&node.ips, inputs.dual_stack),
+            delta,
+            discovery: metadata_discovery(node, waypoint, delta, warnings),
+            tracer: Tracer::of(inputs, warnings)?,
+        })
+    }
 }
 
 fn metadata_discovery(
@@ -302,7 +375,7 @@ fn dynamic_resources(delta: bool) -> Value {
 }
 
 /// Texts that are no number fall through to the next source, as in the reference.
-fn overload_manager(settings: &ProxySettings) -> Value {
+fn connection_limit(settings: &ProxySettings) -> i64 {
     let configured = settings
         .connection_settings
         .as_ref()
@@ -310,10 +383,14 @@ fn overload_manager(settings: &ProxySettings) -> Value {
         .filter(|limit| *limit > 0)
         .map(i64::from);
     let number = |text: Option<&String>| text.and_then(|t| t.parse::<i64>().ok());
-    let limit = configured
+    configured
         .or_else(|| number(settings.proxy_metadata.get(CONNECTION_LIMIT_KEY)))
         .or_else(|| number(settings.runtime_values.get(CONNECTION_LIMIT_RUNTIME)))
-        .unwrap_or(NO_CONNECTION_LIMIT);
+        .unwrap_or(NO_CONNECTION_LIMIT)
+}
+
+fn overload_manager(settings: &ProxySettings) -> Value {
+    let limit = connection_limit(settings);
     json!({ "resource_monitors": [{
         "name": "envoy.resource_monitors.global_downstream_max_connections",
         "typed_config": {
@@ -375,7 +452,7 @@ fn cluster_manager(node: &Node) -> Result<Option<Value>, FieldError> {
 }
 
 /// `host:port` as a socket address; `$(HOST_IP)` becomes the node's address if it is known.
-pub(crate) fn socket_address(
+fn socket_address(
     inputs: &EnvoyInputs<'_>,
     path: &str,
     address: &str,
@@ -388,112 +465,4 @@ pub(crate) fn socket_address(
         _ => host,
     };
     Ok(json!({ "address": host, "port_value": port }))
-}
-
-/// The tracer that the bootstrap configures.
-pub(crate) struct Tracer {
-    pub(crate) kind: TracerKind,
-    pub(crate) address: Value,
-    token_file: Option<TokenFile>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TracerKind {
-    Zipkin,
-    Lightstep,
-    Datadog,
-}
-
-impl TracerKind {
-    pub(crate) fn cluster_name(self) -> &'static str {
-        match self {
-            Self::Zipkin => "zipkin",
-            Self::Lightstep => "lightstep",
-            Self::Datadog => "datadog_agent",
-        }
-    }
-}
-
-impl Tracer {
-    fn of(
-        inputs: &EnvoyInputs<'_>,
-        warnings: &mut Vec<Warning>,
-    ) -> Result<Option<Self>, FieldError> {
-        let Some(tracing) = &inputs.settings.tracing else {
-            return Ok(None);
-        };
-        let (kind, path, address) = if let Some(zipkin) = &tracing.zipkin {
-            (
-                TracerKind::Zipkin,
-                "tracing.zipkin.address",
-                &zipkin.address,
-            )
-        } else if let Some(lightstep) = &tracing.lightstep {
-            (
-                TracerKind::Lightstep,
-                "tracing.lightstep.address",
-                &lightstep.address,
-            )
-        } else if let Some(datadog) = &tracing.datadog {
-            (
-                TracerKind::Datadog,
-                "tracing.datadog.address",
-                &datadog.address,
-            )
-        } else {
-            if tracing.stackdriver.is_some() {
-                if !inputs.node.platform_metadata.contains_key("gcp_project") {
-                    let problem = FieldProblem::Unsupported(" without a known GCP project");
-                    return Err(FieldError::new("tracing.stackdriver", problem));
-                }
-                warnings.push(Warning::TracerWithoutBootstrap("tracing.stackdriver"));
-            }
-            if tracing.open_census_agent.is_some() {
-                warnings.push(Warning::TracerWithoutBootstrap("tracing.openCensusAgent"));
-            }
-            return Ok(None);
-        };
-        let token_file = tracing.lightstep.as_ref().map(|lightstep| TokenFile {
-            path: format!("{}/{LIGHTSTEP_TOKEN_FILE}", inputs.settings.config_path),
-            token: lightstep.access_token.clone(),
-        });
-        Ok(Some(Self {
-            kind,
-            address: socket_address(inputs, path, address)?,
-            token_file,
-        }))
-    }
-
-    fn block(&self, node: &Node) -> Value {
-        let (name, typed_config) = match self.kind {
-            TracerKind::Zipkin => (
-                "envoy.tracers.zipkin",
-                json!({
-                    "@type": "type.googleapis.com/envoy.config.trace.v3.ZipkinConfig",
-                    "collector_cluster": "zipkin",
-                    "collector_endpoint": "/api/v2/spans",
-                    "collector_endpoint_version": "HTTP_JSON",
-                    "trace_id_128bit": true,
-                    "shared_span_context": false,
-                }),
-            ),
-            TracerKind::Lightstep => (
-                "envoy.tracers.lightstep",
-                json!({
-                    "@type": "type.googleapis.com/envoy.config.trace.v3.LightstepConfig",
-                    "collector_cluster": "lightstep",
-                    "access_token_file": self.token_file.as_ref().map(|f| f.path.as_str()),
-                }),
-            ),
-            TracerKind::Datadog => (
-                "envoy.tracers.datadog",
-                json!({
-                    "@type": "type.googleapis.com/envoy.config.trace.v3.DatadogConfig",
-                    "collector_cluster": "datadog_agent",
-                    "service_name": node.cluster,
-                }),
-            ),
-        };
-        json!({ "http": { "name": name, "typed_config": typed_config } })
-    }
 }

@@ -12,18 +12,23 @@ mod node;
 mod proxy_config;
 mod proxy_config_schema;
 mod schema;
+mod template;
 
 pub use downward::{DownwardError, parse_downward_api};
 pub use duration::{format_proto_duration, parse_go_duration, parse_proto_duration};
-pub use envoy::{CompliancePolicy, EnvoyBootstrap, EnvoyInputs, TokenFile, envoy_bootstrap};
+pub use envoy::{
+    CompliancePolicy, EnvoyBootstrap, EnvoyInputs, RenderError, RenderedBootstrap, TokenFile,
+    envoy_bootstrap, render_bootstrap,
+};
 pub use error::{FieldError, FieldProblem, Warning};
 pub use grpc::{GrpcCertificates, grpc_bootstrap};
 pub use metadata::{istiod_server_name, parse_go_bool};
 pub use node::{Locality, Node, NodeInputs, NodePorts, NodeType, Platform};
 pub use proxy_config::{
-    AuthPolicy, ProxyConfig, ProxySettings, ProxyStatsMatcher, TlsMode, TracingServiceName,
-    split_host_port,
+    AuthPolicy, PolledProvider, PrivateKeyProvider, ProxyConfig, ProxySettings, ProxyStatsMatcher,
+    TlsMode, TracingServiceName, split_host_port,
 };
+pub use template::{NoValue, TemplateError};
 
 /// The file the image carries where users expect Istio's bootstrap template. It is a reference
 /// document for people; [`envoy_bootstrap`] does not read it.

@@ -11,6 +11,8 @@ use crate::duration::parse_proto_duration;
 use crate::error::{FieldError, FieldProblem, Warning};
 use crate::proxy_config_schema::PROXY_CONFIG;
 
+mod validation;
+
 /// Name of `serviceCluster` in the built-in configuration; it means "derive it from the labels".
 pub(crate) const DEFAULT_SERVICE_CLUSTER: &str = "istio-proxy";
 
@@ -158,6 +160,8 @@ pub struct ProxySettings {
     pub stats_compression: Option<bool>,
     /// Limits; most are istiod's business.
     pub connection_settings: Option<ConnectionSettings>,
+    /// Accelerator for private keys.
+    pub private_key_provider: Option<PrivateKeyProvider>,
 }
 
 /// `ProxyConfig.TracingServiceName`.
@@ -197,11 +201,45 @@ pub struct ProxyStatsMatcher {
     pub inclusion_regexps: Vec<String>,
 }
 
-/// Part of `ProxyConfig.ConnectionSettings` that belongs to the bootstrap.
+/// `ProxyConfig.PrivateKeyProvider`: accelerators that hold the workload's key.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PrivateKeyProvider {
+    /// Intel's CryptoMB.
+    pub cryptomb: Option<PolledProvider>,
+    /// Intel's QAT.
+    pub qat: Option<PolledProvider>,
+}
+
+/// Settings of either provider.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolledProvider {
+    /// How long to wait for more work before a batch starts.
+    #[serde(deserialize_with = "optional_duration")]
+    pub poll_delay: Option<Duration>,
+    /// Whether to go on without the hardware.
+    pub fallback: Option<bool>,
+}
+
+/// Numbers of `ProxyConfig.ConnectionSettings`. All but the last are istiod's business and only
+/// checked here.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConnectionSettings {
-    /// Connections over all listeners; absent or 0: other sources decide.
+    /// Bytes.
+    pub listener_per_connection_buffer_limit_bytes: Option<i32>,
+    /// Bytes.
+    pub cluster_per_connection_buffer_limit_bytes: Option<i32>,
+    /// Streams of one HTTP/2 connection.
+    pub http_max_concurrent_streams: Option<i32>,
+    /// Bytes.
+    pub http2_initial_stream_window_size: Option<i32>,
+    /// Bytes.
+    pub http2_initial_connection_window_size: Option<i32>,
+    /// Connections of one listener.
+    pub listener_connection_limit: Option<i32>,
+    /// Connections over all listeners; absent: other sources decide.
     pub global_downstream_connection_limit: Option<i32>,
 }
 
@@ -327,91 +365,6 @@ impl ProxySettings {
     pub fn discovery_host(&self) -> &str {
         self.discovery_address.split(':').next().unwrap_or_default()
     }
-
-    fn validate(&self) -> Result<(), FieldError> {
-        let required = |path: &str| FieldError::new(path, FieldProblem::Required);
-        if self.config_path.is_empty() {
-            return Err(required("configPath"));
-        }
-        if self.binary_path.is_empty() {
-            return Err(required("binaryPath"));
-        }
-        if self.tracing_service_name.is_none()
-            && self
-                .service_cluster
-                .as_deref()
-                .unwrap_or_default()
-                .is_empty()
-        {
-            return Err(required("serviceCluster"));
-        }
-        validate_drain(self.drain_duration)?;
-        if self.discovery_address.is_empty() {
-            return Err(required("discoveryAddress"));
-        }
-        validate_address("discoveryAddress", &self.discovery_address)?;
-        self.validate_collectors()?;
-        validate_port("proxyAdminPort", self.proxy_admin_port)?;
-        validate_port("statusPort", self.status_port)?;
-        if self.control_plane_auth_policy == AuthPolicy::Inherit {
-            let problem = FieldProblem::UnknownEnumValue("INHERIT".to_owned());
-            return Err(FieldError::new("controlPlaneAuthPolicy", problem));
-        }
-        if self.concurrency.is_some_and(|n| n < 0) {
-            let problem = FieldProblem::OutOfRange(self.concurrency.unwrap_or(0).to_string());
-            return Err(FieldError::new("concurrency", problem));
-        }
-        Ok(())
-    }
-
-    fn validate_collectors(&self) -> Result<(), FieldError> {
-        if let Some(tracing) = &self.tracing {
-            for (path, address) in [
-                (
-                    "tracing.zipkin.address",
-                    tracing.zipkin.as_ref().map(|c| &c.address),
-                ),
-                (
-                    "tracing.lightstep.address",
-                    tracing.lightstep.as_ref().map(|c| &c.address),
-                ),
-                (
-                    "tracing.datadog.address",
-                    tracing.datadog.as_ref().map(|c| &c.address),
-                ),
-            ] {
-                if let Some(address) = address {
-                    validate_address(path, address)?;
-                }
-            }
-            if tracing
-                .lightstep
-                .as_ref()
-                .is_some_and(|l| l.access_token.is_empty())
-            {
-                let path = "tracing.lightstep.accessToken";
-                return Err(FieldError::new(path, FieldProblem::Required));
-            }
-            validate_tls("tracing.tlsSettings", tracing.tls_settings.as_ref())?;
-        }
-        validate_optional("statsdUdpAddress", &self.statsd_udp_address)?;
-        validate_optional(
-            "envoyMetricsServiceAddress",
-            &self.envoy_metrics_service_address,
-        )?;
-        for (path, service) in [
-            ("envoyMetricsService", &self.envoy_metrics_service),
-            ("envoyAccessLogService", &self.envoy_access_log_service),
-        ] {
-            let Some(service) = service else { continue };
-            validate_optional(&format!("{path}.address"), &service.address)?;
-            validate_tls(
-                &format!("{path}.tlsSettings"),
-                service.tls_settings.as_ref(),
-            )?;
-        }
-        Ok(())
-    }
 }
 
 /// Splits `host:port`; a bracketed IPv6 host loses its brackets. The host may not be empty.
@@ -424,63 +377,4 @@ pub fn split_host_port(address: &str) -> Option<(&str, u16)> {
     };
     let port: u16 = port.parse().ok()?;
     (!host.is_empty() && port != 0).then_some((host, port))
-}
-
-fn validate_address(path: &str, address: &str) -> Result<(), FieldError> {
-    let bad = || FieldError::new(path, FieldProblem::BadAddress(address.to_owned()));
-    split_host_port(address).map(|_| ()).ok_or_else(bad)
-}
-
-fn validate_optional(path: &str, address: &str) -> Result<(), FieldError> {
-    if address.is_empty() {
-        Ok(())
-    } else {
-        validate_address(path, address)
-    }
-}
-
-fn validate_port(path: &str, port: i32) -> Result<(), FieldError> {
-    if (1..=65535).contains(&port) {
-        return Ok(());
-    }
-    Err(FieldError::new(
-        path,
-        FieldProblem::OutOfRange(port.to_string()),
-    ))
-}
-
-fn validate_drain(drain: Option<Duration>) -> Result<(), FieldError> {
-    let drain = drain.ok_or_else(|| FieldError::new("drainDuration", FieldProblem::Required))?;
-    if drain.is_zero() || drain.subsec_nanos() != 0 {
-        let problem = FieldProblem::OutOfRange(format!("{drain:?}"));
-        return Err(FieldError::new("drainDuration", problem));
-    }
-    Ok(())
-}
-
-/// The bootstrap can only name certificates by file or as the workload's own. What it cannot
-/// express is refused: leaving out a revocation list or a verification switch would change what
-/// the user believes about the connection.
-fn validate_tls(path: &str, tls: Option<&ClientTlsSettings>) -> Result<(), FieldError> {
-    let Some(tls) = tls else { return Ok(()) };
-    let refuse = |name: &str, problem| Err(FieldError::new(format!("{path}.{name}"), problem));
-    let unsupported = FieldProblem::Unsupported(" for a server named in ProxyConfig");
-    if !tls.credential_name.is_empty() {
-        return refuse("credentialName", unsupported);
-    }
-    if tls.insecure_skip_verify == Some(true) {
-        return refuse("insecureSkipVerify", unsupported);
-    }
-    if !tls.ca_crl.is_empty() {
-        return refuse("caCrl", unsupported);
-    }
-    if tls.mode == TlsMode::Mutual {
-        if tls.client_certificate.is_empty() {
-            return refuse("clientCertificate", FieldProblem::Required);
-        }
-        if tls.private_key.is_empty() {
-            return refuse("privateKey", FieldProblem::Required);
-        }
-    }
-    Ok(())
 }

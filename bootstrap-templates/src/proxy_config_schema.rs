@@ -202,7 +202,7 @@ static READINESS_PROBE: Message = Message {
         field("success_threshold", Int32),
         field("failure_threshold", Int32),
         one_of(
-            "method",
+            "health_check_method",
             "http_get",
             Msg(&Message {
                 fields: &[
@@ -220,21 +220,21 @@ static READINESS_PROBE: Message = Message {
             }),
         ),
         one_of(
-            "method",
+            "health_check_method",
             "tcp_socket",
             Msg(&Message {
                 fields: &[field("host", Str), field("port", UInt32)],
             }),
         ),
         one_of(
-            "method",
+            "health_check_method",
             "exec",
             Msg(&Message {
                 fields: &[field("command", STRINGS)],
             }),
         ),
         one_of(
-            "method",
+            "health_check_method",
             "grpc",
             Msg(&Message {
                 fields: &[field("port", UInt32), field("service", Str)],

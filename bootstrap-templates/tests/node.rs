@@ -313,6 +313,31 @@ fn invalid_proxy_config_names_the_field() {
             json!({ "tracing": { "lightstep": { "address": "l:1" } } }),
             "tracing.lightstep.accessToken: must be set",
         ),
+        (
+            json!({ "tracing": { "zipkin": { "address": "a\"b:9411" } } }),
+            "tracing.zipkin.address: \"a\\\"b:9411\" is not an address of the form host:port",
+        ),
+        (
+            json!({ "envoyAccessLogService": { "address": "under_score:1" } }),
+            "envoyAccessLogService.address: \"under_score:1\" is not an address of the form \
+             host:port",
+        ),
+        (
+            json!({ "privateKeyProvider": {} }),
+            "privateKeyProvider: must be set",
+        ),
+        (
+            json!({ "privateKeyProvider": { "qat": { "pollDelay": "0s" } } }),
+            "privateKeyProvider.qat.pollDelay: must be set",
+        ),
+        (
+            json!({ "connectionSettings": { "globalDownstreamConnectionLimit": 0 } }),
+            "connectionSettings.globalDownstreamConnectionLimit: 0 is out of range",
+        ),
+        (
+            json!({ "connectionSettings": { "http2InitialStreamWindowSize": 65534 } }),
+            "connectionSettings.http2InitialStreamWindowSize: 65534 is out of range",
+        ),
     ] {
         let mut config = bootstrap_templates::ProxyConfig::default();
         config.overlay(&overlay).expect("types are right");

@@ -117,7 +117,7 @@ fn connection_limit_takes_the_first_usable_source() {
         ),
         (
             json!({
-                "connectionSettings": { "globalDownstreamConnectionLimit": 0 },
+                "connectionSettings": {},
                 "proxyMetadata": { "ISTIO_META_GLOBAL_DOWNSTREAM_MAX_CONNECTIONS": "many" },
             }),
             2_147_483_647,

@@ -3,8 +3,9 @@
 
 use serde_json::{Map, Value, json};
 
+use super::tracing::{Tracer, TracerKind};
 use super::transport_socket::upstream;
-use super::{EnvoyInputs, Families, Tracer, TracerKind, socket_address};
+use super::{EnvoyInputs, Families, socket_address};
 use crate::error::FieldError;
 use crate::proxy_config::{ProxySettings, RemoteService, TcpKeepalive};
 
@@ -215,7 +216,7 @@ fn grpc_service(
     Ok(cluster)
 }
 
-fn tcp_keepalive(keepalive: &TcpKeepalive) -> Map<String, Value> {
+pub(super) fn tcp_keepalive(keepalive: &TcpKeepalive) -> Map<String, Value> {
     let seconds = |d: Option<std::time::Duration>| d.map_or(0, |d| d.as_secs());
     let members = [
         ("keepalive_probes", u64::from(keepalive.probes)),

@@ -109,7 +109,7 @@ fn stats_tags(node: &Node, settings: &ProxySettings) -> Vec<Value> {
         .collect()
 }
 
-fn extra_tags(node: &Node, settings: &ProxySettings) -> Vec<String> {
+pub(super) fn extra_tags(node: &Node, settings: &ProxySettings) -> Vec<String> {
     let annotated = list(node, EXTRA_TAGS).unwrap_or_default();
     let mut tags: Vec<String> = Vec::new();
     for tag in settings.extra_stat_tags.iter().cloned().chain(annotated) {
@@ -135,7 +135,15 @@ fn list(node: &Node, annotation: &str) -> Option<Vec<String>> {
     )
 }
 
-fn patterns(node: &Node, settings: &ProxySettings, metadata_discovery: bool) -> Vec<Value> {
+/// What statistics to keep, by the start, the end, or all of their names.
+pub(super) struct Inclusion {
+    pub(super) prefixes: Vec<String>,
+    pub(super) suffixes: Vec<String>,
+    pub(super) regexps: Vec<String>,
+}
+
+/// The user's lists and what the agent and Istio's dashboards need.
+pub(super) fn inclusion(node: &Node, settings: &ProxySettings) -> Inclusion {
     let matcher = settings.proxy_stats_matcher.clone().unwrap_or_default();
     let user = |annotation, configured: Vec<String>| {
         let items = list(node, annotation).unwrap_or(configured);
@@ -153,32 +161,46 @@ fn patterns(node: &Node, settings: &ProxySettings, metadata_discovery: bool) -> 
     prefixes.extend(REQUIRED_PREFIXES.iter().map(ToString::to_string));
     let mut regexps = user(REGEXPS, matcher.inclusion_regexps);
     regexps.push(REQUIRED_REGEX.to_owned());
+    Inclusion {
+        prefixes: per_pod_ip(node, prefixes),
+        suffixes: per_pod_ip(node, suffixes),
+        regexps: per_pod_ip(node, regexps),
+    }
+}
 
+fn patterns(node: &Node, settings: &ProxySettings, metadata_discovery: bool) -> Vec<Value> {
+    let Inclusion {
+        prefixes,
+        suffixes,
+        regexps,
+    } = inclusion(node, settings);
     let mut out = vec![json!({ "prefix": "reporter=" })];
     if metadata_discovery {
         out.push(json!({ "prefix": "workload_discovery" }));
     }
-    out.extend(per_pod_ip(node, prefixes).map(|p| json!({ "prefix": p })));
-    out.extend(per_pod_ip(node, suffixes).map(|s| json!({ "suffix": s })));
-    out.extend(per_pod_ip(node, regexps).map(|r| json!({ "safe_regex": { "regex": r } })));
+    out.extend(prefixes.iter().map(|p| json!({ "prefix": p })));
+    out.extend(suffixes.iter().map(|s| json!({ "suffix": s })));
+    let regexps = regexps.iter();
+    out.extend(regexps.map(|r| json!({ "safe_regex": { "regex": r } })));
     out.push(json!({ "prefix": "component" }));
     out.push(json!({ "prefix": "istio" }));
     out
 }
 
 /// An entry with `{pod_ip}` becomes one entry per address.
-fn per_pod_ip(node: &Node, entries: Vec<String>) -> impl Iterator<Item = String> {
-    entries.into_iter().flat_map(|entry| {
+fn per_pod_ip(node: &Node, entries: Vec<String>) -> Vec<String> {
+    let expanded = entries.into_iter().flat_map(|entry| {
         if entry.contains("{pod_ip}") {
             let fill = |ip: &std::net::IpAddr| entry.replace("{pod_ip}", &ip.to_string());
             node.ips.iter().map(fill).collect()
         } else {
             vec![entry]
         }
-    })
+    });
+    expanded.collect()
 }
 
-fn histogram_buckets(node: &Node, warnings: &mut Vec<Warning>) -> Option<Value> {
+pub(super) fn histogram_buckets(node: &Node, warnings: &mut Vec<Warning>) -> Option<Value> {
     let text = node.annotations.get(BUCKETS)?;
     match serde_json::from_str::<BTreeMap<String, Vec<serde_json::Number>>>(text) {
         Ok(buckets) if buckets.is_empty() => None,

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bootstrap_templates::{
-    EnvoyBootstrap, EnvoyInputs, Node, NodeInputs, NodePorts, NodeType, ProxyConfig, ProxySettings,
-    envoy_bootstrap, grpc_bootstrap,
+    EnvoyBootstrap, EnvoyInputs, FieldError, Node, NodeInputs, NodePorts, NodeType, ProxyConfig,
+    ProxySettings, RenderError, RenderedBootstrap, envoy_bootstrap, grpc_bootstrap,
+    render_bootstrap,
 };
 use serde_json::Value;
 
@@ -114,7 +115,28 @@ impl Pod {
     pub(crate) fn try_envoy(
         &self,
         change: impl FnOnce(&mut EnvoyInputs<'_>),
-    ) -> Result<EnvoyBootstrap, bootstrap_templates::FieldError> {
+    ) -> Result<EnvoyBootstrap, FieldError> {
+        self.with_inputs(change, envoy_bootstrap)
+    }
+
+    /// Renders `template` after `change` was applied to the default inputs. One environment
+    /// variable is set: `FROM_ENV=environment`.
+    pub(crate) fn rendered(
+        &self,
+        template: &str,
+        change: impl FnOnce(&mut EnvoyInputs<'_>),
+    ) -> Result<RenderedBootstrap, RenderError> {
+        let environment = |name: &str| (name == "FROM_ENV").then(|| "environment".to_owned());
+        self.with_inputs(change, |inputs| {
+            render_bootstrap(template, inputs, &environment)
+        })
+    }
+
+    fn with_inputs<T>(
+        &self,
+        change: impl FnOnce(&mut EnvoyInputs<'_>),
+        build: impl FnOnce(&EnvoyInputs<'_>) -> T,
+    ) -> T {
         let settings = self.settings();
         let node = self.node();
         let mut inputs = EnvoyInputs {
@@ -129,7 +151,7 @@ impl Pod {
             host_ip: Some("10.244.0.1"),
         };
         change(&mut inputs);
-        envoy_bootstrap(&inputs)
+        build(&inputs)
     }
 
     pub(crate) fn grpc(&self) -> Value {
