@@ -1,7 +1,10 @@
 //! Log lines in the formats that users' tools parse: Istio's for the agent and istio-iptables, Envoy's for the
 //! proxy. The tracing target is the scope (agent) or logger (proxy) name; levels change at run time.
 
+use std::backtrace::Backtrace;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -37,18 +40,47 @@ pub enum Format {
 pub const ENVOY_DEFAULT_FORMAT: &str = "[%Y-%m-%d %T.%e][%t][%l][%n] [%g:%#] %v";
 
 /// Where lines go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Target {
     /// Standard output (agent).
     Stdout,
     /// Standard error (proxy).
     Stderr,
+    /// A file, opened for appending.
+    File(File),
+}
+
+impl Target {
+    fn write(&self, line: &[u8]) -> std::io::Result<()> {
+        match self {
+            Self::Stdout => std::io::stdout().lock().write_all(line),
+            Self::Stderr => std::io::stderr().lock().write_all(line),
+            Self::File(file) => (&*file).write_all(line),
+        }
+    }
+}
+
+/// What lines of Istio's formats carry on request. Nothing by default.
+#[derive(Debug, Default)]
+pub struct Details {
+    /// Scopes whose lines name the file and line of the code.
+    pub callers: BTreeSet<String>,
+    /// Levels up to which a line carries the stack. Without symbols in the binary a frame is an address only.
+    pub stacks: Option<Levels>,
+}
+
+impl Details {
+    fn stack(&self, scope: &str, level: Level) -> Option<String> {
+        let wanted = self.stacks.as_ref()?.of(scope).allows(level);
+        wanted.then(|| Backtrace::force_capture().to_string())
+    }
 }
 
 struct LineLayer {
     levels: Levels,
     format: Arc<RwLock<Format>>,
-    target: Target,
+    targets: Vec<Target>,
+    details: Details,
 }
 
 /// Lets the proxy switch to the bootstrap's format once it has been read.
@@ -68,6 +100,11 @@ impl Handle {
 
 /// Installs the process's subscriber. A second call leaves the first in place (tests).
 pub fn init(levels: Levels, format: Format, target: Target) -> Handle {
+    init_with(levels, format, vec![target], Details::default())
+}
+
+/// [`init`] with several targets, each of which gets every line, and with details.
+pub fn init_with(levels: Levels, format: Format, targets: Vec<Target>, details: Details) -> Handle {
     let format = Arc::new(RwLock::new(format));
     let handle = Handle {
         levels: levels.clone(),
@@ -76,7 +113,8 @@ pub fn init(levels: Levels, format: Format, target: Target) -> Handle {
     let layer = LineLayer {
         levels,
         format,
-        target,
+        targets,
+        details,
     };
     let subscriber = tracing_subscriber::registry().with(layer);
     // Only a second call fails, and then the first subscriber stays.
@@ -92,22 +130,25 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LineLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
+        let scope = scope(event.metadata(), &self.levels);
+        let level = *event.metadata().level();
         let line = render(
             &self.format.read(),
             &Line {
                 time: SystemTime::now(),
-                level: *event.metadata().level(),
-                scope: scope(event.metadata(), &self.levels),
+                level,
+                scope,
+                with_caller: self.details.callers.contains(scope),
+                stack: self.details.stack(scope, level),
                 file: event.metadata().file().unwrap_or(""),
                 line: event.metadata().line().unwrap_or(0),
                 fields: &fields,
             },
         );
-        // A log that cannot be written has nowhere to complain.
-        let _ = match self.target {
-            Target::Stdout => std::io::stdout().lock().write_all(line.as_bytes()),
-            Target::Stderr => std::io::stderr().lock().write_all(line.as_bytes()),
-        };
+        for target in &self.targets {
+            // A log that cannot be written has nowhere to complain.
+            let _ = target.write(line.as_bytes());
+        }
     }
 }
 
@@ -174,9 +215,24 @@ struct Line<'a> {
     time: SystemTime,
     level: Level,
     scope: &'a str,
+    with_caller: bool,
+    stack: Option<String>,
     file: &'a str,
     line: u32,
     fields: &'a Fields,
+}
+
+impl Line<'_> {
+    /// `folder/file:line`, if the scope asks for it.
+    fn caller(&self) -> Option<String> {
+        let start = self
+            .file
+            .rmatch_indices('/')
+            .nth(1)
+            .map_or(0, |(at, _)| at + 1);
+        self.with_caller
+            .then(|| format!("{}:{}", &self.file[start..], self.line))
+    }
 }
 
 const fn istio_level(level: Level) -> &'static str {
@@ -211,6 +267,9 @@ fn render(format: &Format, line: &Line<'_>) -> String {
             if line.scope != "default" {
                 let _ = write!(out, "{}\t", line.scope);
             }
+            if let Some(caller) = line.caller() {
+                let _ = write!(out, "{caller}\t");
+            }
             out.push_str(&line.fields.message);
             for (i, (key, value)) in line.fields.others.iter().enumerate() {
                 let _ = write!(
@@ -220,6 +279,9 @@ fn render(format: &Format, line: &Line<'_>) -> String {
                     plain(value)
                 );
             }
+            if let Some(stack) = &line.stack {
+                let _ = write!(out, "\n{}", stack.trim_end());
+            }
         }
         Format::IstioJson => {
             let mut map = serde_json::Map::new();
@@ -228,7 +290,13 @@ fn render(format: &Format, line: &Line<'_>) -> String {
             if line.scope != "default" {
                 map.insert("scope".into(), line.scope.into());
             }
+            if let Some(caller) = line.caller() {
+                map.insert("caller".into(), caller.into());
+            }
             map.insert("msg".into(), line.fields.message.as_str().into());
+            if let Some(stack) = &line.stack {
+                map.insert("stack".into(), stack.trim_end().into());
+            }
             for (key, value) in &line.fields.others {
                 map.insert((*key).into(), value.clone());
             }

@@ -136,7 +136,7 @@ impl Verbosity {
         }
     }
 
-    fn allows(self, level: Level) -> bool {
+    pub(super) fn allows(self, level: Level) -> bool {
         let needed = match level {
             Level::ERROR => Self::Error,
             Level::WARN => Self::Warning,

@@ -7,6 +7,10 @@ use tracing::subscriber::with_default;
 use super::*;
 
 fn show(format: &Format, scope: &str) -> String {
+    show_with(format, scope, false, None)
+}
+
+fn show_with(format: &Format, scope: &str, with_caller: bool, stack: Option<&str>) -> String {
     let others = vec![("a", "1".into()), ("n", 2.into()), ("ok", true.into())];
     let fields = Fields {
         message: "hello \"x\"".into(),
@@ -18,7 +22,9 @@ fn show(format: &Format, scope: &str) -> String {
             time: UNIX_EPOCH + Duration::new(1_795_232_820, 233_308_000),
             level: Level::WARN,
             scope,
-            file: "src/x.rs",
+            with_caller,
+            stack: stack.map(str::to_owned),
+            file: "a/src/x.rs",
             line: 7,
             fields: &fields,
         },
@@ -48,7 +54,7 @@ fn lines_have_the_forms_tools_parse() {
     let pattern = "%Y-%m-%dT%T.%fZ\t%l\tenvoy %n %g:%#\t%v".to_owned();
     assert_eq!(
         show(&Format::EnvoyText(pattern), "main"),
-        format!("{time}\twarning\tenvoy main src/x.rs:7\thello \"x\" a=1 n=2 ok=true\n")
+        format!("{time}\twarning\tenvoy main a/src/x.rs:7\thello \"x\" a=1 n=2 ok=true\n")
     );
     let keys = vec![
         ("scope".into(), "envoy %n".into()),
@@ -58,6 +64,62 @@ fn lines_have_the_forms_tools_parse() {
         show(&Format::EnvoyJson(keys), "main"),
         "{\"scope\":\"envoy main\",\"msg\":\"hello \\\"x\\\" a=1 n=2 ok=true\"}\n"
     );
+}
+
+#[test]
+fn callers_and_stacks_stand_where_istio_puts_them() {
+    let time = "2026-11-21T03:47:00.233308Z";
+    let text = show_with(&Format::IstioText, "sds", true, Some("0: a\n1: b\n"));
+    let want = "warn\tsds\tsrc/x.rs:7\thello \"x\"\ta=1 n=2 ok=true\n0: a\n1: b\n";
+    assert_eq!(text, format!("{time}\t{want}"));
+    let json = show_with(&Format::IstioJson, "default", true, Some("0: a"));
+    let want =
+        r#""caller":"src/x.rs:7","msg":"hello \"x\"","stack":"0: a","a":"1","n":2,"ok":true}"#;
+    assert_eq!(
+        json,
+        format!("{{\"level\":\"warn\",\"time\":\"{time}\",{want}\n")
+    );
+}
+
+#[test]
+fn every_target_gets_every_line_and_stacks_follow_their_level() {
+    let folder = tempfile::tempdir().expect("folder");
+    let open = |name: &str| {
+        let mut options = File::options();
+        options
+            .append(true)
+            .create(true)
+            .open(folder.path().join(name))
+            .expect("file")
+    };
+    let stacks = Levels::new(Verbosity::Off, AGENT_SCOPES);
+    stacks.apply_istio("dns:warn").expect("levels");
+    let layer = LineLayer {
+        levels: Levels::new(Verbosity::Info, AGENT_SCOPES),
+        format: Arc::new(RwLock::new(Format::IstioText)),
+        targets: vec![Target::File(open("a")), Target::File(open("b"))],
+        details: Details {
+            callers: ["dns".to_owned()].into(),
+            stacks: Some(stacks),
+        },
+    };
+    with_default(tracing_subscriber::registry().with(layer), || {
+        tracing::info!(target: "dns", "quiet");
+        tracing::warn!(target: "dns", "loud");
+        tracing::warn!("plain");
+    });
+    let text = std::fs::read_to_string(folder.path().join("a")).expect("text");
+    assert_eq!(
+        text,
+        std::fs::read_to_string(folder.path().join("b")).expect("text")
+    );
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].contains("\tinfo\tdns\tlog/tests.rs:"), "{text}");
+    assert!(
+        lines[1].ends_with("\tloud") && lines[2].contains("0: "),
+        "{text}"
+    );
+    assert!(text.ends_with("\twarn\tplain\n"), "{text}");
 }
 
 #[test]
