@@ -1,10 +1,14 @@
 //! The command line, parsed as pilot-agent's: `--flag value`, `--flag=value`, flags between
 //! arguments, and unknown flags accepted by the root command and `proxy` only. Starts nothing.
 
+mod completion;
 mod flags;
+mod help;
 
 use std::ffi::OsString;
 
+pub use clap_complete::Shell;
+pub use completion::script as completion_script;
 use flags::{Flag, FlagError, ParsedFlags};
 
 /// Exit code of every reported error.
@@ -37,9 +41,12 @@ pub enum CliError {
     /// An argument that is not UTF-8.
     #[error("argument {0:?} is not valid UTF-8")]
     NotUtf8(OsString),
-    /// A command that exists in pilot-agent and not here.
-    #[error("command {0:?} is not supported")]
-    Unsupported(&'static str),
+    /// `completion` for another shell than the four.
+    #[error("completion needs one of bash, fish, powershell, zsh")]
+    Shell,
+    /// The hidden command that no release build of pilot-agent has either.
+    #[error("this build is not compiled with collateral support")]
+    Collateral,
 }
 
 /// Logging flags, common to all commands.
@@ -149,8 +156,10 @@ pub enum Command {
     Version(VersionFormat),
     /// Redirect rules; the arguments, program name first, are that command's own.
     IstioIptables(Vec<OsString>),
+    /// Print the completion script of a shell.
+    Completion(Shell),
     /// Print help.
-    Help(&'static str),
+    Help(String),
 }
 
 /// A parsed command line.
@@ -165,41 +174,62 @@ pub struct Invocation {
 }
 
 const LOG_FLAGS: &[Flag] = &[
-    Flag::text("log_output_level", ""),
-    Flag::text("log_stacktrace_level", "default:none"),
-    Flag::text("log_caller", ""),
-    Flag::list("log_target"),
-    Flag::boolean("log_as_json", false),
-    Flag::number("vklog", 0),
+    Flag::text("log_output_level", "")
+        .help("<scope>:<level>,...; debug, info, warn, error, fatal or none; scope all"),
+    Flag::text("log_stacktrace_level", "default:none")
+        .help("<scope>:<level>,... from which lines carry a stack"),
+    Flag::text("log_caller", "").help("<scope>,... whose lines name file and line of the code"),
+    Flag::list("log_target").help("stdout, stderr or a file to append to; repeatable"),
+    Flag::boolean("log_as_json", false).help("log JSON lines, the proxy too"),
+    Flag::number("vklog", 0).help("accepted, without effect"),
 ];
 const PROXY_FLAGS: &[Flag] = &[
-    Flag::text("domain", ""),
-    Flag::text("meshConfig", "./etc/istio/config/mesh"),
-    Flag::text("proxyLogLevel", "warning"),
-    Flag::text("proxyComponentLogLevel", ""),
-    Flag::number("concurrency", 0),
-    Flag::text("serviceCluster", "istio-proxy"),
-    Flag::text("templateFile", ""),
-    Flag::text("outlierLogPath", ""),
-    Flag::boolean("profiling", true),
-    Flag::number("stsPort", 0),
-    Flag::text("tokenManagerPlugin", ""),
+    Flag::text("domain", "").help("DNS domain (default $POD_NAMESPACE.svc.cluster.local)"),
+    Flag::text("meshConfig", "./etc/istio/config/mesh").help("mesh configuration file"),
+    Flag::text("proxyLogLevel", "warning").help("level of the proxy, maybe with ,component:level"),
+    Flag::text("proxyComponentLogLevel", "").help("levels of the proxy's components"),
+    Flag::number("concurrency", 0).help("worker threads, over ProxyConfig"),
+    Flag::text("serviceCluster", "istio-proxy").help("for an empty serviceCluster in ProxyConfig"),
+    Flag::text("templateFile", "").help("bootstrap template, over ProxyConfig"),
+    Flag::text("outlierLogPath", "").help("file of outlier events"),
+    Flag::boolean("profiling", true).help("profiles on the status port"),
+    Flag::number("stsPort", 0).help("node metadata STS_PORT"),
+    Flag::text("tokenManagerPlugin", "").help("accepted, without effect"),
 ];
 const WAIT_FLAGS: &[Flag] = &[
-    Flag::text("url", "http://localhost:15021/healthz/ready"),
-    Flag::number("timeoutSeconds", 60),
-    Flag::number("periodMillis", 500),
-    Flag::number("requestTimeoutMillis", 500),
+    Flag::text("url", "http://localhost:15021/healthz/ready").help("what must answer 200"),
+    Flag::number("timeoutSeconds", 60).help("how long to wait; 0 is for ever"),
+    Flag::number("periodMillis", 500).help("pause between attempts"),
+    Flag::number("requestTimeoutMillis", 500).help("limit of one attempt"),
 ];
-const REQUEST_FLAGS: &[Flag] = &[Flag::number("debug-port", 15000)];
+const REQUEST_FLAGS: &[Flag] =
+    &[Flag::number("debug-port", 15000).help("15000, 15004, 15020 or 15021")];
 const DOCTOR_FLAGS: &[Flag] = &[
-    Flag::text("output", "").short('o'),
-    Flag::number("timeoutSeconds", 5),
+    Flag::text("output", "").short('o').help("text or json"),
+    Flag::number("timeoutSeconds", 5).help("limit of one check"),
     Flag::text("probe-rules", ""),
 ];
 const VERSION_FLAGS: &[Flag] = &[
-    Flag::text("output", "").short('o'),
-    Flag::boolean("short", false).short('s'),
+    Flag::text("output", "").short('o').help("yaml or json"),
+    Flag::boolean("short", false)
+        .short('s')
+        .help("the version alone"),
+];
+
+/// What help and completion list: command, purpose, flags of its own.
+const COMMANDS: &[(&str, &str, &[Flag])] = &[
+    ("proxy", "Run and supervise the proxy", PROXY_FLAGS),
+    ("request", "One HTTP request to a local port", REQUEST_FLAGS),
+    ("wait", "Wait until the proxy is ready", WAIT_FLAGS),
+    (
+        "doctor",
+        "Find what keeps the pod from working, with one fix per failure",
+        DOCTOR_FLAGS,
+    ),
+    ("istio-iptables", "Write or check the redirect rules", &[]),
+    ("version", "Print the version", VERSION_FLAGS),
+    ("completion", "Print the completion script of a shell", &[]),
+    ("help", "Print help", &[]),
 ];
 
 /// Ports `request` may talk to: the proxy's admin, a former debug port, status and health.
@@ -233,11 +263,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         Some("request") => request(&rest),
         Some("doctor") => doctor(&rest),
         Some("version") => version(&rest),
-        Some("help") => Ok(plain(Command::Help(help_text(
-            rest.first().map(String::as_str),
-        )))),
-        Some("completion") => Err(CliError::Unsupported("completion")),
-        Some("collateral") => Err(CliError::Unsupported("collateral")),
+        Some("help") => Ok(plain_help(rest.first().map(String::as_str))),
+        Some("completion") => completion(&rest),
+        Some("collateral") => Err(CliError::Collateral),
         Some(other) => Err(CliError::UnknownCommand(other.to_owned())),
     }
 }
@@ -268,9 +296,26 @@ fn plain(command: Command) -> Invocation {
     }
 }
 
+fn plain_help(command: Option<&str>) -> Invocation {
+    plain(Command::Help(help::text(command)))
+}
+
+fn completion(rest: &[String]) -> Result<Invocation, CliError> {
+    let parsed = flags::parse(rest, &[LOG_FLAGS], false)?;
+    if parsed.help {
+        return Ok(plain_help(Some("completion")));
+    }
+    let [shell] = parsed.arguments.as_slice() else {
+        return Err(CliError::Shell);
+    };
+    let found = completion::SHELLS.iter().find(|(name, _)| name == shell);
+    let (_, shell) = found.ok_or(CliError::Shell)?;
+    Ok(plain(Command::Completion(*shell)))
+}
+
 fn help_only(rest: &[String]) -> Result<Invocation, CliError> {
     flags::parse(rest, &[LOG_FLAGS], true)?;
-    Ok(plain(Command::Help(help_text(None))))
+    Ok(plain_help(None))
 }
 
 /// Everything is that command's own, log flags included. The old name still cleans up.
@@ -292,9 +337,9 @@ fn log_args(parsed: &ParsedFlags) -> LogArgs {
     }
 }
 
-fn finish(command: Command, parsed: &ParsedFlags) -> Invocation {
+fn finish(name: &str, command: Command, parsed: &ParsedFlags) -> Invocation {
     let command = if parsed.help {
-        Command::Help(help_text(None))
+        Command::Help(help::text(Some(name)))
     } else {
         command
     };
@@ -324,7 +369,7 @@ fn proxy(rest: &[String]) -> Result<Invocation, CliError> {
         sts_port: parsed.integer("stsPort")?,
         profiling: parsed.boolean("profiling"),
     };
-    Ok(finish(Command::Proxy(args), &parsed))
+    Ok(finish("proxy", Command::Proxy(args), &parsed))
 }
 
 fn wait(rest: &[String]) -> Result<Invocation, CliError> {
@@ -335,13 +380,13 @@ fn wait(rest: &[String]) -> Result<Invocation, CliError> {
         period_millis: parsed.integer("periodMillis")?,
         request_timeout_millis: parsed.integer("requestTimeoutMillis")?,
     };
-    Ok(finish(Command::Wait(args), &parsed))
+    Ok(finish("wait", Command::Wait(args), &parsed))
 }
 
 fn request(rest: &[String]) -> Result<Invocation, CliError> {
     let parsed = flags::parse(rest, &[LOG_FLAGS, REQUEST_FLAGS], false)?;
     if parsed.help {
-        return Ok(plain(Command::Help(help_text(None))));
+        return Ok(plain_help(Some("request")));
     }
     let (method, path, body) = match parsed.arguments.as_slice() {
         [method, path] => (method, path, String::new()),
@@ -362,7 +407,7 @@ fn request(rest: &[String]) -> Result<Invocation, CliError> {
         path: path.clone(),
         body,
     };
-    Ok(finish(Command::Request(args), &parsed))
+    Ok(finish("request", Command::Request(args), &parsed))
 }
 
 fn doctor(rest: &[String]) -> Result<Invocation, CliError> {
@@ -381,7 +426,7 @@ fn doctor(rest: &[String]) -> Result<Invocation, CliError> {
         timeout_seconds: parsed.integer("timeoutSeconds")?,
         probe_rules: Some(mode).filter(|mode| !mode.is_empty()),
     };
-    Ok(finish(Command::Doctor(args), &parsed))
+    Ok(finish("doctor", Command::Doctor(args), &parsed))
 }
 
 fn version(rest: &[String]) -> Result<Invocation, CliError> {
@@ -393,52 +438,8 @@ fn version(rest: &[String]) -> Result<Invocation, CliError> {
         ("", false) => VersionFormat::Text,
         _ => return Err(CliError::OutputFormat),
     };
-    Ok(finish(Command::Version(format), &parsed))
+    Ok(finish("version", Command::Version(format), &parsed))
 }
-
-fn help_text(command: Option<&str>) -> &'static str {
-    match command {
-        Some("request") => "Usage: pilot-agent request <method> <path> [<body>] [--debug-port N]",
-        Some("wait") => {
-            "Usage: pilot-agent wait [--url URL] [--timeoutSeconds N (0: forever)] \
-             [--periodMillis N] [--requestTimeoutMillis N]"
-        }
-        Some("proxy") => {
-            "Usage: pilot-agent proxy [sidecar|router|waypoint] [--domain D] [--meshConfig FILE] \
-             [--proxyLogLevel L] [--proxyComponentLogLevel L] [--concurrency N] \
-             [--templateFile FILE] [--outlierLogPath FILE] [--stsPort N] [--profiling=false]"
-        }
-        Some("doctor") => {
-            "Usage: pilot-agent doctor [-o text|json] [--timeoutSeconds N]\n\n\
-             Checks kernel, limits, redirect rules, clock, token, DNS, istiod, CA, agent and proxy of\n\
-             this pod or VM: one line each, one fix per failure. Exit code 0 without failure, else 1."
-        }
-        Some("version") => "Usage: pilot-agent version [-s] [-o json|yaml]",
-        _ => HELP,
-    }
-}
-
-const HELP: &str = "\
-Supervises the proxy of an Istio sidecar, gateway or waypoint.
-
-Usage: pilot-agent <command> [flags]
-
-Commands:
-  proxy [type]                     run and supervise the proxy
-  request <method> <path> [body]   one HTTP request to a local port
-  wait                             wait until the proxy is ready
-  doctor                           find what keeps the pod from working
-  istio-iptables                   write or check the redirect rules
-  version                          print the version
-  help [command]                   print help
-
-Flags of all commands:
-  --log_output_level <scope>:<level>,...   debug, info, warn, error, fatal or none
-  --log_as_json                            log JSON lines
-  --log_target <path>                      stdout, stderr or a file
-
-Exit codes: 0 success, 255 reported error, 1 the proxy died, the redirect rules or a check failed, \
-126 the redirect rules do not work.";
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 //! istiod (`xds_proxy`, `sds`, `secret_manager`, `ca_client`). [`start`] wires them; it is the
 //! start-up sequence.
 
+pub mod bootstrap;
 pub mod ca_client;
 pub mod cli;
 pub mod credential;
@@ -12,6 +13,7 @@ pub mod istiod;
 pub mod log;
 pub mod metrics;
 pub mod options;
+pub mod platform;
 pub mod request;
 pub mod resolver;
 pub mod sds;

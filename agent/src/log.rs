@@ -1,96 +1,176 @@
 //! The log flags of the command line, applied to the shared logger. Formats and scopes are not
 //! decided here.
 
-use outrigger_base::log::{self, AGENT_SCOPES, Format, LevelError, Levels, Target, Verbosity};
+use std::collections::BTreeSet;
+
+use outrigger_base::log::{
+    self, AGENT_SCOPES, Details, Format, LevelError, Levels, Target, Verbosity,
+};
 
 use crate::cli::LogArgs;
 
 /// Flags that cannot be used.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// Not a level.
     #[error(transparent)]
     Level(#[from] LevelError),
-    /// Not standard output or error.
-    #[error("--log_target {0}: only stdout or stderr is supported")]
-    Target(String),
-    /// A flag that is not implemented.
-    #[error("--{0} is not supported")]
-    Unsupported(&'static str),
+    /// A file that cannot be written.
+    #[error("--log_target {path}: {source}")]
+    Target {
+        /// File.
+        path: String,
+        /// System error.
+        source: std::io::Error,
+    },
 }
 
 /// Sets up logging for the rest of the process. A second call changes nothing.
 ///
 /// # Errors
-/// A bad level or target, or a flag that is not implemented.
+/// A bad level or a target that cannot be opened.
 pub fn init(args: &LogArgs) -> Result<(), LogError> {
-    let (levels, target) = settings(args)?;
+    let Settings {
+        levels,
+        targets,
+        details,
+    } = settings(args)?;
     let format = if args.as_json {
         Format::IstioJson
     } else {
         Format::IstioText
     };
-    log::init(levels, format, target);
+    log::init_with(levels, format, targets, details);
     Ok(())
 }
 
-fn settings(args: &LogArgs) -> Result<(Levels, Target), LogError> {
-    if !args.caller.is_empty() {
-        return Err(LogError::Unsupported("log_caller"));
-    }
-    if !matches!(args.stacktrace_level.as_str(), "" | "none" | "default:none") {
-        return Err(LogError::Unsupported("log_stacktrace_level"));
-    }
-    let target = match args.targets.as_slice() {
-        [] => Target::Stdout,
-        [one] if one == "stdout" => Target::Stdout,
-        [one] if one == "stderr" => Target::Stderr,
-        other => return Err(LogError::Target(other.join(","))),
-    };
+struct Settings {
+    levels: Levels,
+    targets: Vec<Target>,
+    details: Details,
+}
+
+fn settings(args: &LogArgs) -> Result<Settings, LogError> {
     let levels = Levels::new(Verbosity::Info, AGENT_SCOPES);
     // Istio's default, `default:info,grpc:none`.
     levels.set("grpc", Verbosity::Off)?;
     levels.apply_istio(&args.output_level)?;
-    Ok((levels, target))
+    let stacks = Levels::new(Verbosity::Off, AGENT_SCOPES);
+    stacks.apply_istio(&args.stacktrace_level)?;
+    let without = stacks
+        .list()
+        .iter()
+        .all(|(_, level)| *level == Verbosity::Off);
+    let targets: Result<Vec<_>, _> = args.targets.iter().map(|t| target(t)).collect();
+    let mut targets = targets?;
+    if targets.is_empty() {
+        targets.push(Target::Stdout);
+    }
+    Ok(Settings {
+        levels,
+        targets,
+        details: Details {
+            callers: callers(&args.caller),
+            stacks: (!without).then_some(stacks),
+        },
+    })
+}
+
+/// A comma list of scopes; `all` is every one, unknown ones are ignored as in the reference.
+fn callers(list: &str) -> BTreeSet<String> {
+    let named: Vec<&str> = list.split(',').map(str::trim).collect();
+    let all = named.contains(&"all");
+    let wanted = AGENT_SCOPES
+        .iter()
+        .filter(|scope| all || named.contains(scope));
+    wanted.map(ToString::to_string).collect()
+}
+
+fn target(text: &str) -> Result<Target, LogError> {
+    match text {
+        "stdout" => Ok(Target::Stdout),
+        "stderr" => Ok(Target::Stderr),
+        path => {
+            let file = std::fs::File::options()
+                .append(true)
+                .create(true)
+                .open(path);
+            file.map(Target::File).map_err(|source| LogError::Target {
+                path: path.to_owned(),
+                source,
+            })
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn flags_that_cannot_be_honoured_are_refused() {
-        let base = LogArgs {
+    fn args() -> LogArgs {
+        LogArgs {
             stacktrace_level: "default:none".to_owned(),
             ..LogArgs::default()
-        };
-        let (levels, _) = settings(&base).expect("defaults");
-        assert_eq!(levels.of("default"), Verbosity::Info);
-        assert_eq!(levels.of("grpc"), Verbosity::Off);
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_istio() {
+        let settings = settings(&args()).expect("defaults");
+        assert_eq!(settings.levels.of("default"), Verbosity::Info);
+        assert_eq!(settings.levels.of("grpc"), Verbosity::Off);
+        assert!(matches!(settings.targets[..], [Target::Stdout]));
+        assert!(settings.details.stacks.is_none() && settings.details.callers.is_empty());
+    }
+
+    #[test]
+    fn callers_stacks_and_files_are_honoured() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("agent.log").display().to_string();
+        let settings = settings(&LogArgs {
+            targets: vec!["stderr".to_owned(), file],
+            caller: "dns, nobody".to_owned(),
+            stacktrace_level: "dns:error".to_owned(),
+            ..args()
+        })
+        .expect("accepted");
+        assert!(matches!(
+            settings.targets[..],
+            [Target::Stderr, Target::File(_)]
+        ));
+        assert_eq!(settings.details.callers, BTreeSet::from(["dns".to_owned()]));
+        let stacks = settings.details.stacks.expect("stacks");
+        assert_eq!(stacks.of("dns"), Verbosity::Error);
+        assert_eq!(stacks.of("ca"), Verbosity::Off);
+        assert_eq!(callers("all").len(), AGENT_SCOPES.len());
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused_by_name() {
         for (args, message) in [
             (
                 LogArgs {
                     output_level: "default:loud".to_owned(),
-                    ..base.clone()
+                    ..args()
                 },
                 "unknown log level: loud",
             ),
             (
                 LogArgs {
-                    targets: vec!["/tmp/x".to_owned()],
-                    ..base.clone()
+                    stacktrace_level: "x".to_owned(),
+                    ..args()
                 },
-                "--log_target /tmp/x: only stdout or stderr is supported",
+                "unknown log level: x",
             ),
             (
                 LogArgs {
-                    caller: "default".to_owned(),
-                    ..base
+                    targets: vec!["/nonexistent/x".to_owned()],
+                    ..args()
                 },
-                "--log_caller is not supported",
+                "--log_target /nonexistent/x: No such file or directory (os error 2)",
             ),
         ] {
-            assert_eq!(settings(&args).expect_err("refused").to_string(), message);
+            assert_eq!(settings(&args).err().expect("refused").to_string(), message);
         }
     }
 }

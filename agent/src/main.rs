@@ -77,6 +77,11 @@ fn run() -> Result<u8, AnyError> {
             let code = iptables_init::main_with_args(args);
             Ok(u8::try_from(code).unwrap_or(EXIT_ERROR))
         }
+        Command::Completion(shell) => {
+            let script = cli::completion_script(shell);
+            std::io::stdout().lock().write_all(&script)?;
+            Ok(0)
+        }
         Command::Help(text) => {
             println!("{text}");
             Ok(0)

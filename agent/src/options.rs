@@ -11,8 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bootstrap_templates::{
-    CompliancePolicy, FieldError, Node, NodeInputs, NodePorts, NodeType, Platform, ProxyConfig,
-    ProxySettings,
+    CompliancePolicy, FieldError, Node, NodeInputs, NodePorts, NodeType, ProxyConfig, ProxySettings,
 };
 
 pub use addresses::AddressError;
@@ -57,9 +56,6 @@ pub enum OptionsError {
     /// `readinessProbe` of ProxyConfig.
     #[error(transparent)]
     Health(#[from] HealthConfigError),
-    /// A bootstrap template of the user.
-    #[error("custom bootstrap templates are not supported yet: {0}")]
-    CustomTemplate(String),
 }
 
 /// Where Envoy's bootstrap comes from.
@@ -67,6 +63,8 @@ pub enum OptionsError {
 pub enum BootstrapSource {
     /// Built by this agent.
     Generated,
+    /// Rendered from the user's template.
+    Template(PathBuf),
     /// `customConfigFile`: the user's file, given to the proxy as it is and never removed.
     File(PathBuf),
 }
@@ -138,7 +136,8 @@ pub struct Options {
     pub config: ProxyConfig,
     /// The same, typed and validated, with the annotations' overrides.
     pub settings: ProxySettings,
-    /// Inputs of node metadata; the SDS sockets' members are filled in at start.
+    /// Inputs of node metadata; the members about SDS sockets and the platform are filled
+    /// in at start.
     pub node: NodeInputs,
     /// Bootstrap.
     pub bootstrap: BootstrapSource,
@@ -184,7 +183,7 @@ impl Options {
         let annotations = pod_file(Path::new(POD_ANNOTATIONS));
         let overrides = proxy_config::Layers::read(&args, &environment, annotations.as_ref())?;
         let (config, settings) = overrides.merge(&args, &environment).await?;
-        let bootstrap = bootstrap_source(&args, &environment, &settings)?;
+        let bootstrap = bootstrap_source(&environment, &settings);
         let node = node_inputs(&args, &environment, annotations)?;
         let port = u16::try_from(settings.status_port).unwrap_or(0);
         let disable_envoy = environment.boolean("DISABLE_ENVOY", false);
@@ -228,9 +227,22 @@ impl Options {
         Ok(node)
     }
 
-    /// `<configPath>/envoy-rev.json`.
+    /// `<configPath>/envoy-rev.json`; `.yaml` if the template is named so, because the proxy goes
+    /// by the extension.
     pub fn bootstrap_path(&self) -> PathBuf {
-        Path::new(&self.settings.config_path).join("envoy-rev.json")
+        let yaml = match &self.bootstrap {
+            BootstrapSource::Template(path) => {
+                let name = path.to_string_lossy();
+                name.ends_with(".yaml") || name.ends_with(".yaml.tmpl")
+            }
+            _ => false,
+        };
+        let name = if yaml {
+            "envoy-rev.yaml"
+        } else {
+            "envoy-rev.json"
+        };
+        Path::new(&self.settings.config_path).join(name)
     }
 
     /// `./etc/istio/proxy/XDS`, also when `configPath` is elsewhere: the proxy finds it there by
@@ -335,38 +347,26 @@ fn health(
     HealthConfig::parse(probe, local).map(Some)
 }
 
-/// A template that was asked for and is not ours cannot be rendered. One that merely stands at
-/// the stock path was not asked for: it is named in the log and not used.
-fn bootstrap_source(
-    args: &ProxyArgs,
-    environment: &Environment,
-    settings: &ProxySettings,
-) -> Result<BootstrapSource, OptionsError> {
+/// The first that is named: `customConfigFile`, `ISTIO_BOOTSTRAP`, `proxyBootstrapTemplatePath`
+/// (`--templateFile` has been merged into it). Without any, what stands at the stock path counts if it is not
+/// ours: an image with a template of its own means it.
+fn bootstrap_source(environment: &Environment, settings: &ProxySettings) -> BootstrapSource {
     if !settings.custom_config_file.is_empty() {
-        return Ok(BootstrapSource::File(PathBuf::from(
-            &settings.custom_config_file,
-        )));
+        return BootstrapSource::File(PathBuf::from(&settings.custom_config_file));
     }
     let named = [
         environment.text("ISTIO_BOOTSTRAP"),
         settings.proxy_bootstrap_template_path.clone(),
-        args.template_file.clone(),
     ];
-    let is_stock = |path: &str| {
+    let is_stock = |path: &Path| {
         std::fs::read_to_string(path).is_ok_and(|t| bootstrap_templates::is_stock_template(&t))
     };
-    match named.into_iter().find(|path| !path.is_empty()) {
-        Some(path) if !is_stock(&path) => return Err(OptionsError::CustomTemplate(path)),
-        Some(_) => {}
-        None if Path::new(STOCK_TEMPLATE_PATH).exists() && !is_stock(STOCK_TEMPLATE_PATH) => {
-            tracing::warn!(
-                "{STOCK_TEMPLATE_PATH} is not this agent's template and is not used; the \
-                 bootstrap is built in"
-            );
-        }
-        None => {}
+    let stock = PathBuf::from(STOCK_TEMPLATE_PATH);
+    let named = named.into_iter().find(|path| !path.is_empty());
+    match named.map(PathBuf::from).or(stock.exists().then_some(stock)) {
+        Some(path) if !is_stock(&path) => BootstrapSource::Template(path),
+        _ => BootstrapSource::Generated,
     }
-    Ok(BootstrapSource::Generated)
 }
 
 fn node_inputs(
@@ -414,37 +414,8 @@ fn node_inputs(
         sts_port: args.sts_port,
         credential_socket: false,
         external_sds: false,
-        platform: platform(environment),
+        platform: None,
         kubernetes: environment.is_set("KUBERNETES_SERVICE_HOST"),
-    })
-}
-
-/// No metadata server is ever asked: in Kubernetes the locality comes from istiod, and asking
-/// costs start time. `GCP_METADATA` carries its values itself.
-fn platform(environment: &Environment) -> Option<Platform> {
-    let cloud = environment.text("CLOUD_PLATFORM");
-    if !matches!(cloud.as_str(), "" | "none") {
-        tracing::warn!("CLOUD_PLATFORM={cloud}: platform metadata is not collected");
-    }
-    let text = environment.text("GCP_METADATA");
-    let [project, number, cluster, location] = text.split('|').collect::<Vec<_>>()[..] else {
-        return None;
-    };
-    let url = format!(
-        "https://container.googleapis.com/v1/projects/{project}/locations/{location}/clusters/\
-         {cluster}"
-    );
-    let metadata = [
-        ("gcp_project", project),
-        ("gcp_project_number", number),
-        ("gcp_gke_cluster_name", cluster),
-        ("gcp_location", location),
-        ("gcp_gke_cluster_url", &url),
-    ];
-    let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    Some(Platform {
-        metadata: metadata.into(),
-        ..Platform::default()
     })
 }
 

@@ -6,16 +6,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use bootstrap_templates::{
-    EnvoyInputs, FieldError, GrpcCertificates, Node, envoy_bootstrap, grpc_bootstrap,
-};
 use tokio::task::JoinSet;
 
+use crate::bootstrap::{self, BootstrapError};
 use crate::ca_client::CaClient;
 use crate::health::HealthConfig;
 use crate::metrics::{Metrics, Page};
 use crate::options::security::{Security, SecurityError};
-use crate::options::{BootstrapSource, Options, OptionsError};
+use crate::options::{Options, OptionsError};
+use crate::platform::{Detection, PlatformConfig};
 use crate::sds::{self, SdsConfig, SdsProvider, SdsProviderError, SdsServer};
 use crate::secret_manager::{
     SecretManager, SecretManagerConfig, SecretStatus, WorkloadSource, spiffe_id,
@@ -33,7 +32,6 @@ const FILES_SOCKET: &str = "./var/run/secrets/credential-uds/files-socket";
 /// The agent's own SDS socket is always named so.
 const OWN_SOCKET: &str = "socket";
 const CRL: &str = "/var/run/secrets/istio/crl/ca-crl.pem";
-const STARTUP_TOKEN_MODE: u32 = 0o600;
 
 /// Why the agent cannot start; code 255.
 #[derive(Debug, thiserror::Error)]
@@ -56,17 +54,9 @@ pub enum StartError {
     /// A socket.
     #[error(transparent)]
     Socket(#[from] UdsError),
-    /// The bootstrap cannot express a setting.
-    #[error("cannot build the bootstrap: {0}")]
-    Bootstrap(#[from] FieldError),
-    /// A file of the agent.
-    #[error("cannot write {path}: {source}")]
-    Write {
-        /// File.
-        path: String,
-        /// System error.
-        source: std::io::Error,
-    },
+    /// A bootstrap file.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
     /// A stale socket that cannot be removed.
     #[error("cannot remove unhealthy socket {path}: {source}")]
     StaleSocket {
@@ -83,9 +73,11 @@ pub enum StartError {
 /// Whatever keeps the agent from starting. Later failures are the exit code's business.
 pub async fn run(mut options: Options) -> Result<u8, StartError> {
     let mut signals = Signals::install()?;
+    let ipv6_only = options.node.ips.iter().all(std::net::IpAddr::is_ipv6);
+    let any_ipv6 = options.node.ips.iter().any(std::net::IpAddr::is_ipv6);
+    let platform = Detection::start(PlatformConfig::new(&options.environment, any_ipv6));
     let metrics = Arc::new(Metrics::default());
     let lifecycle = Arc::new(Lifecycle::default());
-    let ipv6_only = options.node.ips.iter().all(std::net::IpAddr::is_ipv6);
     let admin_port = u16::try_from(options.settings.proxy_admin_port).unwrap_or(0);
     let admin = AdminClient::new(admin_port, ipv6_only);
     let proxied = (!options.disable_envoy).then(|| admin.clone());
@@ -125,9 +117,10 @@ pub async fn run(mut options: Options) -> Result<u8, StartError> {
     // Set once, here.
     let _ = control_plane.set(connected);
 
+    options.node.platform = platform.finish().await;
     let node = options.build_node()?;
-    write_grpc_bootstrap(&options, &node)?;
-    let (path, generated) = write_bootstrap(&options, &node)?;
+    bootstrap::write_grpc(&options, &node)?;
+    let (path, generated) = bootstrap::write_envoy(&options, &node)?;
     let supervisor = Supervisor {
         lifecycle,
         drain: options.drain.clone(),
@@ -307,92 +300,6 @@ async fn credential_socket() -> Result<bool, StartError> {
         source,
     };
     std::fs::remove_file(path).map(|()| false).map_err(fail)
-}
-
-fn write_grpc_bootstrap(options: &Options, node: &Node) -> Result<(), StartError> {
-    let Some(path) = &options.grpc_bootstrap else {
-        return Ok(());
-    };
-    let output = options.environment.text("OUTPUT_CERTS");
-    let file = |name: &str| Path::new(&output).join(name).display().to_string();
-    let certificates = (!output.is_empty()).then(|| GrpcCertificates {
-        certificate_file: file("cert-chain.pem"),
-        private_key_file: file("key.pem"),
-        ca_certificate_file: file("root-cert.pem"),
-    });
-    let socket = cleaned(&options.xds_socket_path());
-    let document = grpc_bootstrap(node, &socket, certificates.as_ref());
-    let text = format!("{document:#}");
-    let temporary = path.with_extension("json.tmp");
-    write(&temporary, text.as_bytes(), 0o644)?;
-    std::fs::rename(&temporary, path).map_err(|source| failed(path, source))
-}
-
-/// Go's `filepath.Clean`, as far as paths of settings need it: no `./` in front.
-fn cleaned(path: &Path) -> String {
-    let text: PathBuf = path.components().filter(|c| c.as_os_str() != ".").collect();
-    text.display().to_string()
-}
-
-/// The path for the proxy, and whether the agent made the file.
-fn write_bootstrap(options: &Options, node: &Node) -> Result<(PathBuf, bool), StartError> {
-    if let BootstrapSource::File(path) = &options.bootstrap {
-        return Ok((path.clone(), false));
-    }
-    let path = options.bootstrap_path();
-    if options.disable_envoy {
-        return Ok((path, false));
-    }
-    let built = envoy_bootstrap(&EnvoyInputs {
-        node,
-        settings: &options.settings,
-        log_as_json: options.log_as_json,
-        delta_xds: options.delta_xds,
-        dual_stack: options.dual_stack,
-        strip_fragment: options.strip_fragment,
-        status_proxy_protocol: options.status_proxy_protocol,
-        compliance: options.compliance,
-        host_ip: options.host_ip.as_deref(),
-    })?;
-    for warning in &built.warnings {
-        tracing::warn!("{warning}");
-    }
-    if let Some(token) = &built.token_file {
-        write(
-            Path::new(&token.path),
-            token.token.as_bytes(),
-            STARTUP_TOKEN_MODE,
-        )?;
-    }
-    write(&path, format!("{:#}", built.document).as_bytes(), 0o644)?;
-    Ok((path, true))
-}
-
-fn failed(path: &Path, source: std::io::Error) -> StartError {
-    StartError::Write {
-        path: path.display().to_string(),
-        source,
-    }
-}
-
-fn write(path: &Path, contents: &[u8], mode: u32) -> Result<(), StartError> {
-    use std::io::Write;
-    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-    let attempt = || {
-        if let Some(folder) = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty() && !p.exists())
-        {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)?;
-        }
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(mode);
-        options.open(path)?.write_all(contents)
-    };
-    attempt().map_err(|source| failed(path, source))
 }
 
 fn xds_metrics(page: &mut Page, handle: &XdsProxyHandle) {

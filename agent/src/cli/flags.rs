@@ -38,7 +38,9 @@ pub(super) struct Flag {
     kind: FlagKind,
     default_text: &'static str,
     default_number: i64,
-    letter: Option<char>,
+    pub(super) letter: Option<char>,
+    /// One line for people; empty for flags that are not for them.
+    pub(super) help: &'static str,
 }
 
 impl Flag {
@@ -49,6 +51,7 @@ impl Flag {
             default_text: "",
             default_number: 0,
             letter: None,
+            help: "",
         }
     }
 
@@ -81,6 +84,18 @@ impl Flag {
         Self {
             letter: Some(letter),
             ..self
+        }
+    }
+
+    pub(super) const fn help(self, help: &'static str) -> Self {
+        Self { help, ..self }
+    }
+
+    /// The default as a user would write it; empty for none.
+    pub(super) fn default_text(&self) -> String {
+        match self.kind {
+            FlagKind::Number if self.default_number == 0 => String::new(),
+            _ => self.default().join(","),
         }
     }
 

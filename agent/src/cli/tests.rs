@@ -39,7 +39,7 @@ fn proxy_and_root_accept_unknown_flags_and_their_values() {
     assert!(log.as_json);
     assert_eq!(
         parsed("--nothing").expect("root").command,
-        Command::Help(HELP)
+        Command::Help(help::text(None))
     );
     let (args, log) = proxy_args("--log_output_level debug proxy waypoint");
     assert_eq!(
@@ -76,7 +76,18 @@ fn wrong_command_lines_are_refused_in_known_words() {
             "debug port 80 is not in allowed list [15000 15004 15020 15021]",
         ),
         ("version -o xml", "--output must be 'yaml' or 'json'"),
-        ("completion bash", "command \"completion\" is not supported"),
+        (
+            "completion tcsh",
+            "completion needs one of bash, fish, powershell, zsh",
+        ),
+        (
+            "completion",
+            "completion needs one of bash, fish, powershell, zsh",
+        ),
+        (
+            "collateral",
+            "this build is not compiled with collateral support",
+        ),
     ] {
         assert_eq!(parsed(line).expect_err(line).to_string(), message, "{line}");
     }
@@ -136,4 +147,46 @@ fn iptables_arguments_pass_through() {
             OsString::from("--cleanup-only")
         ]
     );
+}
+
+#[test]
+fn completion_scripts_know_every_command_and_flag() {
+    for (name, shell) in completion::SHELLS {
+        let line = format!("completion {name}");
+        assert_eq!(
+            parsed(&line).expect("accepted").command,
+            Command::Completion(shell)
+        );
+        let script = String::from_utf8(completion_script(shell)).expect("text");
+        for word in [
+            "pilot-agent",
+            "request",
+            "istio-iptables",
+            "debug-port",
+            "log_as_json",
+        ] {
+            assert!(script.contains(word), "{name}: {word}");
+        }
+    }
+}
+
+#[test]
+fn help_names_the_flags_with_their_defaults() {
+    for line in ["help proxy", "proxy --help", "proxy -h"] {
+        let Command::Help(text) = parsed(line).expect(line).command else {
+            panic!("{line}")
+        };
+        assert!(text.starts_with("Run and supervise the proxy.\n\nUsage: pilot-agent proxy ["));
+        let flag = "--proxyLogLevel            level of the proxy, maybe with ,component:level \
+                    (default warning)";
+        assert!(text.contains(flag), "{text}");
+        assert!(text.contains("--log_as_json"), "{text}");
+    }
+    let Command::Help(text) = parsed("").expect("root").command else {
+        panic!("no help")
+    };
+    for (command, ..) in COMMANDS {
+        assert!(text.contains(&format!("\n  {command} ")), "{command}");
+    }
+    assert!(text.ends_with("126 the redirect rules do not work."));
 }

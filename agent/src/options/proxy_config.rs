@@ -118,6 +118,12 @@ impl Layers {
         let mut settings = config
             .validate()
             .map_err(|source| field("ProxyConfig", source))?;
+        if !args.template_file.is_empty() && settings.custom_config_file.is_empty() {
+            settings
+                .proxy_bootstrap_template_path
+                .clone_from(&args.template_file);
+            config.set("proxyBootstrapTemplatePath", args.template_file.clone());
+        }
         // After validation, as in the reference: port 0 is how an annotation turns the status
         // server off.
         if let Some(address) = self.discovery_address {

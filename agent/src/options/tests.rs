@@ -173,39 +173,46 @@ fn variables_that_cannot_be_honoured_are_refused_by_name() {
 }
 
 #[test]
-fn only_the_stock_template_can_be_named() {
+fn the_bootstrap_comes_from_the_first_source_that_is_named() {
     let folder = tempfile::tempdir().expect("folder");
     let stock = folder.path().join("stock.json");
-    let other = folder.path().join("other.json");
+    let other = folder.path().join("other.yaml.tmpl");
     std::fs::write(&stock, bootstrap_templates::STOCK_TEMPLATE).expect("written");
-    std::fs::write(&other, "{ \"node\": {{ .nodeID }} }").expect("written");
-    let source = |variables: &[(&str, &str)], settings: ProxySettings| {
-        bootstrap_source(&args("proxy"), &environment(variables), &settings)
+    std::fs::write(&other, "node: {{ .nodeID }}").expect("written");
+    let source = |variables: &[(&str, &str)], settings: &ProxySettings| {
+        bootstrap_source(&environment(variables), settings)
     };
     let path = |p: &Path| p.display().to_string();
-    let found = source(
-        &[("ISTIO_BOOTSTRAP", &path(&stock))],
-        ProxySettings::default(),
-    );
-    assert_eq!(found.expect("stock"), BootstrapSource::Generated);
-    let settings = ProxySettings {
-        proxy_bootstrap_template_path: path(&other),
-        ..ProxySettings::default()
-    };
-    let error = source(&[], settings).expect_err("refused").to_string();
+    let named_stock = path(&stock);
+    let by_stock = [("ISTIO_BOOTSTRAP", named_stock.as_str())];
+    let mut settings = ProxySettings::default();
+    assert_eq!(source(&by_stock, &settings), BootstrapSource::Generated);
+    settings.proxy_bootstrap_template_path = path(&other);
+    assert_eq!(source(&[], &settings), BootstrapSource::Template(other));
     assert_eq!(
-        error,
-        format!(
-            "custom bootstrap templates are not supported yet: {}",
-            path(&other)
-        )
+        source(&by_stock, &settings),
+        BootstrapSource::Generated,
+        "the variable wins"
     );
-    let custom = ProxySettings {
-        custom_config_file: "/mine.json".to_owned(),
-        ..ProxySettings::default()
-    };
-    let found = source(&[("ISTIO_BOOTSTRAP", "/not/there")], custom).expect("file");
+    let missing = source(&[("ISTIO_BOOTSTRAP", "/not/there")], &settings);
+    assert_eq!(
+        missing,
+        BootstrapSource::Template(PathBuf::from("/not/there"))
+    );
+    settings.custom_config_file = "/mine.json".to_owned();
+    let found = source(&[("ISTIO_BOOTSTRAP", "/not/there")], &settings);
     assert_eq!(found, BootstrapSource::File(PathBuf::from("/mine.json")));
+}
+
+#[tokio::test]
+async fn the_template_flag_is_part_of_the_configuration() {
+    let line = "proxy --templateFile /flag.json";
+    let (config, settings) = merged(line, &[], &[]).await.expect("merged");
+    assert_eq!(settings.proxy_bootstrap_template_path, "/flag.json");
+    assert_eq!(config.to_json()["proxyBootstrapTemplatePath"], "/flag.json");
+    let custom = [("PROXY_CONFIG", r#"{"customConfigFile":"/mine.json"}"#)];
+    let (_, settings) = merged(line, &custom, &[]).await.expect("merged");
+    assert_eq!(settings.proxy_bootstrap_template_path, "");
 }
 
 #[test]
