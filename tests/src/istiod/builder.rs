@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use envoy_types::pb::envoy::config::core::v3::address::Address as AddressKind;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
-use envoy_types::pb::envoy::config::core::v3::{Address, Metadata, SocketAddress};
+use envoy_types::pb::envoy::config::core::v3::{Address, Locality, Metadata, SocketAddress};
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
@@ -58,6 +58,8 @@ pub fn endpoints(cluster: &str, hosts: &[SocketAddr], mtls: bool) -> Resource {
     let assignment = ClusterLoadAssignment {
         cluster_name: cluster.to_owned(),
         endpoints: vec![LocalityLbEndpoints {
+            // As istiod, also where it knows none: gRPC's clients insist on it.
+            locality: Some(Locality::default()),
             lb_endpoints,
             load_balancing_weight: Some(UInt32Value { value: 1 }),
             ..Default::default()
