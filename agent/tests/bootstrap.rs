@@ -1,6 +1,7 @@
 //! Where the proxy's bootstrap comes from, seen from the proxy: a script that prints its arguments
 //! and the file it was given.
 
+#[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "support/agent.rs"]
 mod support;
 
@@ -11,8 +12,8 @@ use serde_json::{Value, json};
 use support::{Running, Setup, free_port};
 
 /// Prints every argument on a line of its own, and the bootstrap on one line.
-const PROXY: &str = r#"for a in "$@"; do echo "argument <$a>"; done
-echo "document <$(tr '\n' ' ' < "$2")>"
+const PROXY: &str = r#"for a in "$@"; do printf 'argument <%s>\n' "$a"; done
+printf 'document <%s>\n' "$(tr '\n' ' ' < "$2")"
 echo proxy runs; exec sleep 60"#;
 
 fn setup() -> Setup {

@@ -131,15 +131,23 @@ fn python() -> PathBuf {
 }
 
 fn has_grpc(python: &Path) -> bool {
-    let check = std::process::Command::new(python).args(["-c", "import grpc"]).output();
+    let check = std::process::Command::new(python)
+        .args(["-c", "import grpc"])
+        .output();
     check.is_ok_and(|output| output.status.success())
 }
 
 /// The agent without a proxy, in a folder of its own.
 fn start_agent(folder: &Path, istiod: &Istiod, port: u16) -> Child {
     for (name, text) in [
-        ("var/run/secrets/istio/root-cert.pem", istiod.authority().root_pem()),
-        ("var/run/secrets/tokens/istio-token", ca::token("sample", "default")),
+        (
+            "var/run/secrets/istio/root-cert.pem",
+            istiod.authority().root_pem(),
+        ),
+        (
+            "var/run/secrets/tokens/istio-token",
+            ca::token("sample", "default"),
+        ),
     ] {
         let path = folder.join(name);
         std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
@@ -204,7 +212,10 @@ impl Application {
     }
 
     async fn say(&mut self, text: &str) {
-        self.input.write_all(format!("{text}\n").as_bytes()).await.expect("it reads");
+        self.input
+            .write_all(format!("{text}\n").as_bytes())
+            .await
+            .expect("it reads");
     }
 
     async fn line(&mut self) -> String {
@@ -230,8 +241,15 @@ async fn written(path: &Path) -> serde_json::Value {
 async fn a_grpc_library_resolves_its_target_through_the_agent() {
     let python = python();
     if !has_grpc(&python) {
-        assert!(std::env::var_os("OUTRIGGER_VENV").is_none(), "no grpcio in {}", python.display());
-        return println!("skipped: no grpcio in {} (run `make setup`)", python.display());
+        assert!(
+            std::env::var_os("OUTRIGGER_VENV").is_none(),
+            "no grpcio in {}",
+            python.display()
+        );
+        return println!(
+            "skipped: no grpcio in {} (run `make setup`)",
+            python.display()
+        );
     }
     let folder = tempfile::tempdir().expect("folder");
     let istiod = Istiod::new().expect("control plane");
@@ -247,17 +265,30 @@ async fn a_grpc_library_resolves_its_target_through_the_agent() {
 
     let mut application = Application::start(&python, &bootstrap);
     let ports = application.line().await;
-    let ports: Vec<u16> = ports.split(' ').skip(1).map(|p| p.parse().expect("port")).collect();
+    let ports: Vec<u16> = ports
+        .split(' ')
+        .skip(1)
+        .map(|p| p.parse().expect("port"))
+        .collect();
     let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     istiod.ads.set_default(resources(at(ports[0])));
     application.say("call").await;
     assert_eq!(application.line().await, "answer A heard hello");
 
     let node = istiod.ads.node(IP).expect("the library's node");
-    assert_eq!(node.id, format!("sidecar~{IP}~client.sample~sample.svc.cluster.local"));
-    assert!(node.user_agent_name.contains("gRPC"), "{}", node.user_agent_name);
+    assert_eq!(
+        node.id,
+        format!("sidecar~{IP}~client.sample~sample.svc.cluster.local")
+    );
+    assert!(
+        node.user_agent_name.contains("gRPC"),
+        "{}",
+        node.user_agent_name
+    );
     let events = istiod.ads.events();
-    let nack = events.iter().find(|e| matches!(e.kind, EventKind::Nack { .. }));
+    let nack = events
+        .iter()
+        .find(|e| matches!(e.kind, EventKind::Nack { .. }));
     assert_eq!(nack, None, "the library accepts everything");
 
     istiod.ads.set_default(resources(at(ports[1])));
