@@ -1,7 +1,6 @@
 //! Where the proxy's bootstrap comes from, seen from the proxy: a script that prints its arguments
 //! and the file it was given.
 
-#[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "support/agent.rs"]
 mod support;
 

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tonic::{Code, Status};
 
+mod authority;
 pub mod client;
 pub mod frame;
 pub mod server;

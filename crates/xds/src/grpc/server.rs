@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::Status;
 
+use super::authority::LocalAuthority;
 use super::client::split;
 use super::frame::prefix;
 use super::{BodyFrame, GrpcError, MessageStream};
@@ -120,6 +121,7 @@ where
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
+                    let stream = LocalAuthority::new(stream);
                     connections.spawn(serve_connection(stream, options.clone(), handler.clone()));
                 }
                 Err(error) => {
