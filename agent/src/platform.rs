@@ -121,6 +121,7 @@ fn suspects(dmi: &Path) -> Vec<Cloud> {
 pub struct Detection {
     task: Option<JoinHandle<Option<Platform>>>,
     until: Instant,
+    named: bool,
 }
 
 impl Detection {
@@ -132,22 +133,22 @@ impl Detection {
             DETECTION_LIMIT
         };
         let until = Instant::now() + limit;
+        let named = config.named;
         let task = (!config.clouds.is_empty())
             .then(|| tokio::spawn(async move { search(&config, until - MARGIN).await }));
-        Self { task, until }
+        Self { task, until, named }
     }
 
     /// The result, waited for until the limit only. Nothing found is nothing, never an error.
     pub async fn finish(self) -> Option<Platform> {
         let mut task = self.task?;
-        match tokio::time::timeout_at(self.until, &mut task).await {
-            Ok(found) => found.ok().flatten(),
-            Err(_) => {
-                task.abort();
-                tracing::info!("no cloud platform answered in time; starting without one");
-                None
-            }
+        let found = tokio::time::timeout_at(self.until, &mut task).await;
+        task.abort();
+        let found = found.ok().and_then(Result::ok).flatten();
+        if found.is_none() && self.named {
+            tracing::warn!("the named cloud's metadata server did not answer in time");
         }
+        found
     }
 }
 

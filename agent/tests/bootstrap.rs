@@ -337,3 +337,65 @@ fn settings_of_the_proxy_become_its_arguments_and_environment() {
             .contains("google_grpc_disable_tls_13")
     );
 }
+
+/// A server on a unix socket that greets as gRPC servers do, and nothing more.
+fn greet(path: PathBuf) {
+    use std::io::{Read, Write};
+    std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
+    let listener = std::os::unix::net::UnixListener::bind(path).expect("bind");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            // The client may only look; what it makes of the greeting is the test's to see.
+            let _ = stream.write_all(b"\0\0\0\x04\0\0\0\0\0");
+            let _ = stream.read(&mut [0; 64]);
+        }
+    });
+}
+
+#[test]
+fn sockets_of_other_identity_providers_are_found_and_dead_ones_removed() {
+    let setup = setup();
+    let secrets = setup.folder.path().join("var/run/secrets");
+    greet(secrets.join("workload-spiffe-uds/socket"));
+    greet(secrets.join("credential-uds/socket"));
+    let mut agent = setup.start();
+    let found: Value = serde_json::from_str(&document(&mut agent)).expect("JSON");
+    let metadata = &found["node"]["metadata"];
+    assert_eq!(metadata["credential"], "true");
+    assert_eq!(metadata["file-credential"], "true");
+    let clusters = found["static_resources"]["clusters"]
+        .as_array()
+        .expect("clusters");
+    assert!(clusters.iter().any(|c| c["name"] == "sds-files-grpc"));
+    assert!(
+        agent
+            .path("var/run/secrets/credential-uds/files-socket")
+            .exists()
+    );
+
+    let setup = self::setup();
+    let dead = setup
+        .folder
+        .path()
+        .join("var/run/secrets/credential-uds/socket");
+    std::fs::create_dir_all(dead.parent().expect("parent")).expect("folder");
+    drop(std::os::unix::net::UnixListener::bind(&dead).expect("bind"));
+    let mut agent = setup.start();
+    let found: Value = serde_json::from_str(&document(&mut agent)).expect("JSON");
+    assert_eq!(found["node"]["metadata"].get("credential"), None);
+    assert!(!dead.exists());
+}
+
+#[test]
+fn a_silent_metadata_server_does_not_keep_the_proxy_from_starting() {
+    // Connections wait in the backlog and are never answered.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = silent.local_addr().expect("address").to_string();
+    let mut agent = setup()
+        .env("CLOUD_PLATFORM", "gcp")
+        .env("GCE_METADATA_HOST", address)
+        .start();
+    agent.wait_for_line("the named cloud's metadata server did not answer in time");
+    let found: Value = serde_json::from_str(&document(&mut agent)).expect("JSON");
+    assert_eq!(found["node"]["metadata"].get("PLATFORM_METADATA"), None);
+}
