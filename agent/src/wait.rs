@@ -67,16 +67,23 @@ pub async fn run(args: &WaitArgs) -> Result<(), WaitError> {
     let seconds = Duration::from_secs(args.timeout_seconds);
     let deadline = (!seconds.is_zero()).then(|| Instant::now() + seconds);
     let period = Duration::from_millis(args.period_millis.max(1));
-    let limit = Duration::from_millis(args.request_timeout_millis.max(1));
+    let whole = Duration::from_millis(args.request_timeout_millis.max(1));
     let mut said = String::new();
+    let mut before = None;
     loop {
-        let limit = deadline.map_or(limit, |d| {
-            limit.min(d.saturating_duration_since(Instant::now()))
+        let limit = deadline.map_or(whole, |d| {
+            whole.min(d.saturating_duration_since(Instant::now()))
         });
-        let last = match tokio::time::timeout(limit, attempt(&uri, limit)).await {
+        let failed = match tokio::time::timeout(limit, attempt(&uri, limit)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(e)) => e,
             Err(_) => AttemptError::Request(RequestError::Timeout(limit)),
+        };
+        let silent = matches!(failed, AttemptError::Request(RequestError::Timeout(_)));
+        // An attempt that the end has cut short says less than the one before it.
+        let last = match before.take().filter(|_| silent && limit < whole) {
+            Some(earlier) => earlier,
+            None => failed,
         };
         // Said again only when another thing is missing; seconds that pass are no news.
         let message = last.to_string();
@@ -93,6 +100,7 @@ pub async fn run(args: &WaitArgs) -> Result<(), WaitError> {
             }
             return Err(WaitError::Timeout(last));
         }
+        before = Some(last);
         tokio::time::sleep(period).await;
     }
 }

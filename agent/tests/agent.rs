@@ -81,6 +81,32 @@ fn wait_follows_redirects_and_gives_up_in_time() {
 }
 
 #[test]
+fn wait_names_the_last_answer_rather_than_an_attempt_that_the_end_cut_short() {
+    let first = std::sync::atomic::AtomicBool::new(true);
+    let server = Server::start(move |_| {
+        while !first.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            std::thread::park();
+        }
+        (503, "text/plain", "no".to_owned())
+    });
+    let output = Command::new(env!("CARGO_BIN_EXE_pilot-agent"))
+        .arg("wait")
+        .arg(format!("--url=http://127.0.0.1:{}/no", server.port))
+        .args([
+            "--timeoutSeconds=2",
+            "--periodMillis=1",
+            "--requestTimeoutMillis=60000",
+        ])
+        .output()
+        .expect("agent runs");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        text.ends_with("Last error: HTTP status code 503: no\n"),
+        "{text}"
+    );
+}
+
+#[test]
 fn sigterm_drains_then_kills_and_cleans_up() {
     let admin = admin();
     let mut agent = started(Setup::new(SLEEPER, admin.port));
