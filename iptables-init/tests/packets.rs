@@ -17,13 +17,13 @@ use iptables_init::explain::{Pod, PodFacts};
 use iptables_init::host::OwnerNames;
 use iptables_init::rules::{Family, Flavor};
 
-use lab::{ADDRESSES, Client, Lab, Servers, inside, obstacle, sh, tcp, udp, zone};
+use lab::{ADDRESSES, Client, GROUPS_EXCLUDED, Lab, Servers, inside, obstacle, sh, tcp, udp, zone};
 
 /// A row: the packet as `--explain` takes it, the outcome with REDIRECT, with TPROXY, and with DNS
 /// capture if that is another one, with the conntrack zone.
 ///
-/// `P` pod, `O` outside, `X` outside but excluded, `V` virtual machine, `T` the pod towards it, `L`
-/// loopback, `S` the passthrough source. Outcomes: `leaves`, `local`, `tproxy`, or the address of a
+/// `P` pod, `O` outside, `X` outside but excluded, `V` virtual machine, `T` the pod towards it, `W` and
+/// `Y` outside and pod on an excluded interface, `L` loopback, `S` the passthrough source. Outcomes: `leaves`, `local`, `tproxy`, or the address of a
 /// redirection (`tproxy ADDRESS` if nat changes the local address besides).
 type Row = (
     &'static str,
@@ -90,6 +90,26 @@ const ROWS: &[Row] = &[
         Some(("leaves", 1)),
     ),
     ("in udp from O to P:8080", "local", "local", None),
+    ("out tcp O:80 gid=2000", "leaves", "leaves", None),
+    ("out tcp W:80 dev=eth1", "leaves", "leaves", None),
+    ("in tcp from W to Y:8080 dev=eth1", "local", "local", None),
+];
+
+/// With lists of ranges and ports in place of everything.
+const LISTED: &[Row] = &[
+    ("out tcp O:80", "leaves", "leaves", None),
+    ("out tcp X:80", "L:15001", "L:15001", None),
+    ("out tcp O:9001", "L:15001", "L:15001", None),
+    ("out tcp X:9000", "leaves", "leaves", None),
+    ("out tcp X:80 uid=1337", "leaves", "leaves", None),
+    ("out tcp X:80 gid=2000", "leaves", "leaves", None),
+    ("in tcp from O to P:8080", "P:15006", "tproxy", None),
+    ("in tcp from O to P:15020", "local", "local", None),
+    ("in tcp from O to P:15008", "local", "local", None),
+    ("in tcp from V to X:80 dev=tap0", "T:15001", "T:15001", None),
+    ("out tcp P:8080 uid=1337", "L:15006", "L:15006", None),
+    ("out tcp P:8080 uid=0 gid=1337", "local", "tproxy", None),
+    ("out tcp from S to P:8080 uid=1337", "local", "local", None),
 ];
 
 /// What the proxy does in TPROXY mode: it connects to the application with the client's address.
@@ -101,7 +121,7 @@ const BORROWED: Row = (
     None,
 );
 
-const SHORT: [char; 5] = ['P', 'O', 'X', 'V', 'T'];
+const SHORT: [char; 7] = ['P', 'O', 'X', 'V', 'T', 'W', 'Y'];
 
 fn spell(text: &str, family: Family) -> String {
     let v6 = family == Family::V6;
@@ -137,6 +157,8 @@ const FLAGS: &[&str] = &[
     "10.82.0.0/16,fd82::/32",
     "-k",
     "tap0",
+    "-c",
+    "eth1",
     "--dual-stack",
 ];
 
@@ -146,40 +168,82 @@ struct Mode {
     flags: &'static [&'static str],
     tproxy: bool,
     dns: bool,
+    rows: &'static [Row],
 }
 
-const MODES: [Mode; 4] = [
+const MODES: [Mode; 6] = [
     Mode {
         name: "REDIRECT",
         flags: &["-m", "REDIRECT"],
         tproxy: false,
         dns: false,
+        rows: ROWS,
     },
     Mode {
         name: "TPROXY",
         flags: &["-m", "TPROXY"],
         tproxy: true,
         dns: false,
+        rows: ROWS,
     },
     Mode {
         name: "REDIRECT, DNS of resolv.conf",
         flags: &["-m", "REDIRECT", "--redirect-dns"],
         tproxy: false,
         dns: true,
+        rows: ROWS,
     },
     Mode {
         name: "TPROXY, all DNS",
         flags: &["-m", "TPROXY", "--redirect-dns", "--capture-all-dns"],
         tproxy: true,
         dns: true,
+        rows: ROWS,
+    },
+    Mode {
+        name: "REDIRECT, lists",
+        flags: &[
+            "-m",
+            "REDIRECT",
+            "-i",
+            "10.82.0.0/16,fd82::/32",
+            "-x",
+            "",
+            "-q",
+            "9001",
+            "-b",
+            "8080,8090",
+        ],
+        tproxy: false,
+        dns: false,
+        rows: LISTED,
+    },
+    Mode {
+        name: "TPROXY, lists",
+        flags: &[
+            "-m",
+            "TPROXY",
+            "-i",
+            "10.82.0.0/16,fd82::/32",
+            "-x",
+            "",
+            "-q",
+            "9001",
+            "-b",
+            "8080,8090",
+        ],
+        tproxy: true,
+        dns: false,
+        rows: LISTED,
     },
 ];
 
-struct NoEnv;
+struct Env;
 
-impl Environment for NoEnv {
-    fn var(&self, _: &str) -> Option<String> {
-        None
+impl Environment for Env {
+    fn var(&self, name: &str) -> Option<String> {
+        let (known, value) = GROUPS_EXCLUDED;
+        (name == known).then(|| value.to_owned())
     }
 }
 
@@ -191,8 +255,10 @@ fn pod_addresses() -> Vec<(String, IpAddr)> {
     let [v4, v6] = ADDRESSES;
     [
         ("eth0", v4[0]),
+        ("eth1", v4[6]),
         ("tap0", v4[4]),
         ("eth0", v6[0]),
+        ("eth1", v6[6]),
         ("tap0", v6[4]),
     ]
     .map(|(dev, address)| (dev.to_owned(), ip(address)))
@@ -217,7 +283,7 @@ impl Host for LabPod {
 fn explained(mode: &Mode, flavor: Flavor, question: &str) -> Explanation {
     let argv = [&["istio-iptables"], FLAGS, mode.flags].concat();
     let cli = Cli::try_parse_from(argv).expect("arguments");
-    let config = Config::build(Settings::resolve(cli, &NoEnv), &LabPod).expect("configuration");
+    let config = Config::build(Settings::resolve(cli, &Env), &LabPod).expect("configuration");
     let pod = Pod {
         addresses: pod_addresses(),
     };
@@ -317,7 +383,7 @@ fn check(backend: &[&str], flavor: Flavor) {
         let log = String::from_utf8_lossy(&applied.stdout).into_owned();
         assert!(applied.status.success(), "{}: {log}", mode.name);
         let extra = mode.tproxy.then_some(&BORROWED);
-        for (question, redirect, tproxy, dns) in ROWS.iter().chain(extra) {
+        for (question, redirect, tproxy, dns) in mode.rows.iter().chain(extra) {
             let plain = if mode.tproxy { tproxy } else { redirect };
             let (want, zone) = match dns {
                 Some((want, zone)) if mode.dns => (want, Some(*zone).filter(|z| *z != 0)),

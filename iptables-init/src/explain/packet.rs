@@ -296,8 +296,10 @@ fn complete(
         Some(IpAddr::V6(_)) => Family::V6,
         _ => Family::V4,
     };
+    let dev = given.dev.as_deref();
     let own = || {
-        pod.address(family)
+        dev.and_then(|dev| pod.address_on(dev, family))
+            .or_else(|| pod.address(family))
             .ok_or(PacketError::NoPodAddress(match family {
                 Family::V4 => "IPv4",
                 Family::V6 => "IPv6",

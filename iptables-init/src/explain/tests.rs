@@ -17,10 +17,14 @@ impl Environment for NoEnv {
 /// A pod with both families.
 struct Both;
 
-const POD: [&str; 2] = ["10.0.0.5", "fd00::5"];
+const POD: [(&str, &str); 3] = [
+    ("eth0", "10.0.0.5"),
+    ("eth1", "10.1.0.5"),
+    ("eth0", "fd00::5"),
+];
 
 fn addresses() -> Vec<(String, IpAddr)> {
-    let address = |ip: &&str| ("eth0".to_owned(), ip.parse().expect("address"));
+    let address = |(dev, ip): &(&str, &str)| ((*dev).to_owned(), ip.parse().expect("address"));
     POD.iter().map(address).collect()
 }
 
@@ -250,6 +254,8 @@ fn malformed_packets_are_refused_with_a_reason() {
         let error = try_ask(&[], Flavor::Nft, question).expect_err(question);
         assert!(error.to_string().contains(part), "{question}: {error}");
     }
+    let second = ask(&[], Flavor::Nft, "in tcp :8080 dev=eth1");
+    assert_eq!(second.packet.to, "10.1.0.5:8080".parse().expect("address"));
     let named = ask(
         &[],
         Flavor::Nft,

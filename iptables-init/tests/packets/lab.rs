@@ -37,17 +37,24 @@ pub(crate) fn obstacle(programs: &[&str]) -> Option<String> {
         .map(|program| format!("needs {program}"))
 }
 
-/// Addresses of the lab by family: pod, outside, a second outside address, the virtual machine,
-/// the pod towards the virtual machine.
-pub(crate) const ADDRESSES: [[&str; 5]; 2] = [
+/// Groups whose traffic is not captured.
+pub(crate) const GROUPS_EXCLUDED: (&str, &str) = ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", "2000");
+
+/// Addresses of the lab by family: pod, outside, a second outside address, the virtual machine, the
+/// pod towards the virtual machine, outside and pod on the pod's second interface.
+pub(crate) const ADDRESSES: [[&str; 7]; 2] = [
     [
         "10.81.0.2",
         "10.81.0.1",
         "10.82.0.1",
         "10.83.0.2",
         "10.83.0.1",
+        "10.84.0.1",
+        "10.84.0.2",
     ],
-    ["fd81::2", "fd81::1", "fd82::1", "fd83::2", "fd83::1"],
+    [
+        "fd81::2", "fd81::1", "fd82::1", "fd83::2", "fd83::1", "fd84::1", "fd84::2",
+    ],
 ];
 
 /// Namespaces and their links; removed on drop.
@@ -74,9 +81,11 @@ impl Lab {
         let made = sh(&format!(
             "for n in {pod} {out} {vm}; do ip netns add $n; ip -n $n link set lo up; done
              ip -n {pod} link add eth0 type veth peer name eth0 netns {out}
+             ip -n {pod} link add eth1 type veth peer name eth1 netns {out}
              ip -n {pod} link add tap0 type veth peer name eth0 netns {vm}
              a() {{ ip -n $1 link set $2 up; ip -n $1 addr add $3/24 dev $2; ip -n $1 addr add $4/64 dev $2 nodad; }}
              a {pod} eth0 10.81.0.2 fd81::2; a {out} eth0 10.81.0.1 fd81::1
+             a {pod} eth1 10.84.0.2 fd84::2; a {out} eth1 10.84.0.1 fd84::1
              a {out} lo 10.82.0.1 fd82::1
              a {pod} tap0 10.83.0.1 fd83::1; a {vm} eth0 10.83.0.2 fd83::2
              ip -n {pod} route add default via 10.81.0.1; ip -n {pod} -6 route add default via fd81::1
@@ -96,6 +105,7 @@ impl Lab {
         );
         Command::new("ip")
             .args(["netns", "exec", &self.pod, "sh", "-ec", &script, "sh"])
+            .env(GROUPS_EXCLUDED.0, GROUPS_EXCLUDED.1)
             .args(words)
             .output()
             .expect("ip runs")
