@@ -37,7 +37,7 @@ test: setup debug ## all tests; those that need root make their own namespaces
 	ISTIO_IPTABLES_BIN=$(DEBUG)/istio-iptables OUTRIGGER_LAB_BIN=$(DEBUG)/outrigger-lab \
 	cargo test --workspace --no-fail-fast
 
-demo: setup debug ## a mesh in namespaces; ONCE=1 ends by itself; DEMO_PROXY=envoy DEMO_BARE=1 for a real Envoy
+demo: setup debug ## a mesh in namespaces; ONCE=1 ends by itself; INTERCEPTION=tproxy|nft|iptables|legacy, IPV6=1; DEMO_PROXY=envoy DEMO_BARE=1 for a real Envoy
 	$(DEBUG)/outrigger-lab demo $(DEMO_ARGS)
 
 build: ## static, stripped release binaries in bin/

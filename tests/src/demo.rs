@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::fixtures::{Missing, Product};
 use crate::istiod::SnapshotError;
 use crate::oracle;
+use crate::pod::interception::{Interception, Mode};
 use crate::pod::{PodError, Sidecar};
 use mesh::Mesh;
 
@@ -28,6 +29,13 @@ pub struct Options {
     #[arg(long, env = "DEMO_BARE", num_args = 0..=1, default_missing_value = "true",
           value_parser = clap::builder::FalseyValueParser::new(), default_value = "false")]
     bare: bool,
+    /// How the pods' traffic is intercepted. Default: as the injected specification says.
+    #[arg(long, env = "INTERCEPTION", value_enum)]
+    interception: Option<Mode>,
+    /// Pods with IPv6 addresses too; the mesh's own connections go over IPv6.
+    #[arg(long, env = "IPV6", num_args = 0..=1, default_missing_value = "true",
+          value_parser = clap::builder::FalseyValueParser::new(), default_value = "false")]
+    ipv6: bool,
     /// Address of a real istiod (port 15012) to use instead of the embedded control plane.
     #[arg(long, requires = "istiod_root")]
     discovery_address: Option<SocketAddr>,
@@ -40,6 +48,15 @@ pub struct Options {
     /// Requests sent for the traffic split.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(20..=10_000))]
     requests: u32,
+}
+
+impl Options {
+    fn interception(&self) -> Interception {
+        Interception {
+            mode: self.interception,
+            ipv6: self.ipv6,
+        }
+    }
 }
 
 /// Why the demo failed.
@@ -65,6 +82,9 @@ pub enum DemoError {
         /// The reason.
         source: std::io::Error,
     },
+    /// Options that exclude each other.
+    #[error("INTERCEPTION and IPV6 need injected pods and the embedded control plane")]
+    Interception,
     /// No real Envoy was found.
     #[error("no Envoy: set ENVOY_BIN or run `make setup`")]
     NoEnvoy,
@@ -138,6 +158,10 @@ pub async fn run(options: Options) -> Result<(), DemoError> {
     let interrupt = interrupted();
     tokio::pin!(interrupt);
     let mut report = Report::default();
+    let plain = options.interception() == Interception::default();
+    if !plain && (options.bare || options.discovery_address.is_some()) {
+        return Err(DemoError::Interception);
+    }
     let (sidecar, stock) = sidecar(&options)?;
     // Everything that must be cleaned up lives in `mesh`: leaving this function cleans up.
     let mut mesh = tokio::select! {
@@ -175,6 +199,8 @@ async fn tour(mesh: &mut Mesh, options: &Options, report: &mut Report) {
         "peers authenticated each other",
         show::identities(mesh).await,
     );
+    report.title("What the application sees as its peer");
+    report.check("the peer is the one to expect", show::peer(mesh).await);
     report.title("Redirect rules in the client pod");
     report.check("rules are in place", show::rules(mesh));
     if mesh.recorded {

@@ -4,6 +4,7 @@
 //! Needs root, iproute2 and util-linux. It touches no network but its own.
 
 pub mod fabric;
+pub mod interception;
 pub mod process;
 pub mod rootfs;
 pub mod spec;
@@ -21,6 +22,7 @@ use crate::fixtures::{self, Product};
 use crate::istiod::{Istiod, IstiodError};
 use crate::{ca, netns, probe};
 use fabric::Fabric;
+use interception::{Interception, ipv6_of};
 use process::Process;
 use rootfs::Container;
 use spec::{Deployment, Downward, expand};
@@ -130,6 +132,8 @@ pub struct PodSpec {
     pub hosts: Vec<(String, String)>,
     /// The application; empty: none.
     pub app: Vec<String>,
+    /// What differs from the specification's interception. Only for injected pods with an init container.
+    pub interception: Interception,
     /// The sidecar.
     pub sidecar: Sidecar,
 }
@@ -275,7 +279,8 @@ impl Pod {
             .join("injected")
             .join(format!("{}.yaml", spec.kind));
         let deployment = Deployment::load(&path)?;
-        let netns = lab.fabric.plug(&spec.name, &spec.ip)?;
+        let ipv6 = ipv6_of(&spec.ip).filter(|_| spec.interception.ipv6);
+        let netns = lab.fabric.plug(&spec.name, &spec.ip, ipv6)?;
         let mut pod = Self {
             spec,
             netns,
@@ -330,7 +335,10 @@ impl Pod {
             std::fs::create_dir_all(&folder).map_err(PodError::io("volume"))?;
             self.fill(&mount.name, &folder, deployment)?;
         }
-        let user = proxy.security_context.run_as_user.unwrap_or(1337);
+        let user = match self.spec.interception.tproxy() {
+            true => 0,
+            false => proxy.security_context.run_as_user.unwrap_or(1337),
+        };
         let group = proxy.security_context.run_as_group.unwrap_or(1337);
         let volumes = rootfs::quote(&self.folder.join("vol").display().to_string());
         fabric::sh(&format!(
@@ -350,7 +358,9 @@ impl Pod {
             "istio-podinfo" => {
                 let mut labels = spec.labels().clone();
                 labels.extend(self.spec.labels.iter().cloned());
-                for (file, map) in [("labels", &labels), ("annotations", spec.annotations())] {
+                let mut annotations = spec.annotations().clone();
+                annotations.extend(self.spec.interception.annotations());
+                for (file, map) in [("labels", &labels), ("annotations", &annotations)] {
                     let line = |(k, v): (&String, &String)| {
                         format!("{k}={}\n", serde_json::Value::from(v.as_str()))
                     };
@@ -409,6 +419,9 @@ impl Pod {
                 ],
             };
             container.command.extend(spec.args.iter().skip(1).cloned());
+            let interception = self.spec.interception;
+            interception.init_arguments(&mut container.command);
+            container.env.extend(interception.environment());
             let mut process = Process::start(&self.netns, &self.folder, name, &container)?;
             let status = process.wait(Duration::from_secs(60))?;
             if !status.success() {
@@ -424,7 +437,9 @@ impl Pod {
             return Ok(());
         };
         let mut container = self.container(deployment, spec, &downward, &binaries)?;
-        for (key, value) in &self.spec.env {
+        self.spec.interception.privileges(&mut container);
+        let metadata = self.spec.interception.environment();
+        for (key, value) in metadata.iter().chain(&self.spec.env) {
             container.env.retain(|(k, _)| k != key);
             container.env.push((key.clone(), value.clone()));
         }

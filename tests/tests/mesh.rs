@@ -7,6 +7,8 @@
 mod bench;
 #[path = "mesh/faults.rs"]
 mod faults;
+#[path = "mesh/interception.rs"]
+mod interception;
 #[path = "mesh/lifecycle.rs"]
 mod lifecycle;
 #[path = "mesh/protocols.rs"]

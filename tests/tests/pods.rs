@@ -8,6 +8,7 @@ use outrigger_tests::istiod::builder::replace_endpoints;
 use outrigger_tests::istiod::snapshot::LISTENER;
 use outrigger_tests::istiod::{EventKind, Snapshot, strip};
 use outrigger_tests::oracle;
+use outrigger_tests::pod::interception::Interception;
 use outrigger_tests::pod::{Lab, PodSpec, Sidecar};
 
 fn spec(name: &str, kind: &str, ip: &str, version: &str, port: u16, sidecar: Sidecar) -> PodSpec {
@@ -27,6 +28,7 @@ fn spec(name: &str, kind: &str, ip: &str, version: &str, port: u16, sidecar: Sid
         env: Vec::new(),
         hosts: vec![("10.96.0.11".to_owned(), "helloworld.sample".to_owned())],
         app: app.map(ToOwned::to_owned).to_vec(),
+        interception: Interception::default(),
         sidecar,
     }
 }

@@ -64,7 +64,7 @@ impl Seen {
             "headers": self.headers,
             "body": String::from_utf8_lossy(&self.body),
             "app": persona.version,
-            "peer": peer.ip().to_string(),
+            "peer": peer.ip().to_canonical().to_string(),
         });
         format!("{value}\n")
     }

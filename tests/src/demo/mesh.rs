@@ -8,6 +8,7 @@ use super::{DemoError, Options, Report};
 use crate::fixtures;
 use crate::istiod::builder::replace_endpoints;
 use crate::istiod::{Snapshot, strip};
+use crate::pod::interception::{Interception, ipv6_of};
 use crate::pod::{Lab, Pod, PodSpec, Sidecar};
 
 /// The running mesh.
@@ -18,6 +19,7 @@ pub(super) struct Mesh {
     /// Whether the embedded control plane serves the recorded configuration.
     pub(super) recorded: bool,
     pub(super) lab: Arc<Lab>,
+    pub(super) interception: Interception,
     stock: bool,
 }
 
@@ -30,9 +32,11 @@ const PODS: &[(&str, &str, &str, &str)] = &[
     ("eastwest", "eastwest", "10.245.0.31", "latest"),
 ];
 
-fn spec(pod: &(&str, &str, &str, &str), sidecar: &Sidecar) -> PodSpec {
+fn spec(pod: &(&str, &str, &str, &str), sidecar: &Sidecar, interception: Interception) -> PodSpec {
     let (name, kind, ip, version) = *pod;
+    // The unspecified IPv6 address takes both families.
     let app: &[&str] = match kind {
+        "helloworld" if interception.ipv6 => &["http:[::]:5000"],
         "helloworld" => &["http:5000"],
         "sleep" => &["http:8080"],
         _ => &[],
@@ -41,12 +45,13 @@ fn spec(pod: &(&str, &str, &str, &str), sidecar: &Sidecar) -> PodSpec {
         .map(Into::into)
         .to_vec();
     command.extend(app.iter().map(|a| (*a).to_owned()));
-    let hosts = [("10.96.0.11", "helloworld"), ("10.96.0.12", "echo")].map(|(ip, n)| {
-        (
-            ip.to_owned(),
-            format!("{n}.sample {n}.sample.svc.cluster.local {n}"),
-        )
-    });
+    let mut hosts = Vec::new();
+    for (ip, n) in [("10.96.0.11", "helloworld"), ("10.96.0.12", "echo")] {
+        let names = format!("{n}.sample {n}.sample.svc.cluster.local {n}");
+        let ipv6 = ipv6_of(ip).filter(|_| interception.ipv6);
+        hosts.extend(ipv6.map(|ip| (ip.to_string(), names.clone())));
+        hosts.push((ip.to_owned(), names));
+    }
     let canonical = "service.istio.io/canonical-revision".to_owned();
     PodSpec {
         name: name.to_owned(),
@@ -57,8 +62,14 @@ fn spec(pod: &(&str, &str, &str, &str), sidecar: &Sidecar) -> PodSpec {
             (canonical, version.to_owned()),
         ],
         env: Vec::new(),
-        hosts: hosts.to_vec(),
+        hosts,
         app: if app.is_empty() { Vec::new() } else { command },
+        // A gateway has no rules.
+        interception: if kind == "eastwest" {
+            Interception::default()
+        } else {
+            interception
+        },
         sidecar: sidecar.clone(),
     }
 }
@@ -88,10 +99,12 @@ impl Mesh {
             }
         };
         let recorded = options.discovery_address.is_none();
+        let interception = options.interception();
         let mut mesh = Self {
             pods: Vec::new(),
             recorded,
             lab,
+            interception,
             stock,
         };
         if recorded {
@@ -101,7 +114,8 @@ impl Mesh {
         // A real istiod knows nothing of the second network's pods of the demo.
         let count = if recorded { PODS.len() } else { 3 };
         for pod in &PODS[..count] {
-            mesh.pods.push(mesh.lab.start(spec(pod, &sidecar))?);
+            mesh.pods
+                .push(mesh.lab.start(spec(pod, &sidecar, interception))?);
         }
         println!(
             "   {count} pods started in {:.1} s",
@@ -125,12 +139,27 @@ impl Mesh {
         if self.stock {
             strip::strip(&mut snapshot)?;
         }
+        if node != "eastwest" {
+            self.interception.configure(&mut snapshot)?;
+        }
         Ok(snapshot)
     }
 
     fn configure(&self) -> Result<(), DemoError> {
         let ads = &self.lab.istiod.ads;
-        ads.set_node("10.244.1.10", self.load("02-helloworld", "sleep")?);
+        let mut client = self.load("02-helloworld", "sleep")?;
+        if self.interception.ipv6 {
+            // The mesh's own connections go over IPv6.
+            for (subset, ip) in [("v1", "10.244.1.11"), ("v2", "10.244.2.11")] {
+                let hosts: Vec<_> = ipv6_of(ip)
+                    .map(|ip| (ip, 5000).into())
+                    .into_iter()
+                    .collect();
+                let name = format!("|{subset}|helloworld.sample");
+                replace_endpoints(&mut client, &name, &hosts);
+            }
+        }
+        ads.set_node("10.244.1.10", client);
         let server = self.load("02-helloworld", "helloworld")?;
         ads.set_node("10.244.1.11", server.clone());
         ads.set_node("10.244.2.11", server);

@@ -2,11 +2,13 @@
 //! is not as it should be.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::DemoError;
 use super::mesh::Mesh;
 use crate::pod::fabric::sh;
+use crate::pod::interception::{ipv6_of, peer_of};
 
 fn unexpected(text: impl Into<String>) -> DemoError {
     DemoError::Unexpected(text.into())
@@ -125,13 +127,66 @@ pub(super) async fn identities(mesh: &Mesh) -> Result<(), DemoError> {
     Ok(())
 }
 
-pub(super) fn rules(mesh: &Mesh) -> Result<(), DemoError> {
+pub(super) async fn peer(mesh: &Mesh) -> Result<(), DemoError> {
+    let interception = mesh.interception;
+    let mode = match interception.mode {
+        Some(mode) => mode.to_string(),
+        None => "as the specification says".to_owned(),
+    };
+    println!("   interception: {mode}");
+    let ip = mesh.client()?.spec.ip.clone();
+    let ipv6 = ipv6_of(&ip).filter(|_| interception.ipv6).map(IpAddr::V6);
+    let client = ipv6.map_or_else(|| ip.parse().ok(), Some);
+    let client = client.ok_or_else(|| unexpected(format!("address {ip}")))?;
+    let wanted = peer_of(interception, client).to_string();
+    let families: &[&str] = if interception.ipv6 {
+        &["-4", "-6"]
+    } else {
+        &["-4"]
+    };
+    for family in families {
+        let url = "http://helloworld.sample:5000/headers";
+        let text = curl(mesh, &[family, url]).await?;
+        let seen: serde_json::Value = serde_json::from_str(text.trim())
+            .map_err(|e| unexpected(format!("the application's answer: {e}: {text}")))?;
+        let peer = seen.get("peer").and_then(|p| p.as_str());
+        let peer = peer.unwrap_or_default();
+        println!("   $ curl {family} {url}\n   the client is {client}, the application saw {peer}");
+        if peer != wanted {
+            return Err(unexpected(format!("{wanted} was to be seen")));
+        }
+    }
+    Ok(())
+}
+
+/// The client's rules of whichever backend has them.
+fn rule_text(mesh: &Mesh) -> Result<String, DemoError> {
     let ns = &mesh.client()?.netns;
-    let line = format!(
-        "ip netns exec {ns} iptables-save -t nat 2>/dev/null | grep -v '^#' || \
-         ip netns exec {ns} nft list ruleset"
-    );
-    let text = sh(&line)?;
+    let both = if mesh.interception.ipv6 {
+        "ip6tables"
+    } else {
+        ""
+    };
+    let mut out = String::new();
+    for program in ["iptables", both] {
+        for variant in ["nft", "legacy"].iter().filter(|_| !program.is_empty()) {
+            // Saving only reads; listing by the wrong variant would create its tables.
+            let line =
+                format!("ip netns exec {ns} {program}-{variant}-save | grep -v '^#' || true");
+            let text = sh(&line)?;
+            if text.contains("15001") {
+                out += &text;
+            }
+        }
+    }
+    if out.is_empty() {
+        out = sh(&format!("ip netns exec {ns} nft list ruleset"))?;
+    }
+    Ok(out)
+}
+
+pub(super) fn rules(mesh: &Mesh) -> Result<(), DemoError> {
+    let text = rule_text(mesh)?;
     for line in text.lines().filter(|l| !l.trim().is_empty()) {
         println!("   {line}");
     }
@@ -190,8 +245,7 @@ fn mesh_captures(mesh: &Mesh) -> bool {
 }
 
 fn rules_present(mesh: &Mesh) -> Result<bool, DemoError> {
-    let ns = &mesh.client()?.netns;
-    Ok(sh(&format!("ip netns exec {ns} iptables-save -t nat"))?.contains("15001"))
+    Ok(rule_text(mesh)?.contains("15001"))
 }
 
 pub(super) fn memory(mesh: &Mesh) -> Result<(), DemoError> {

@@ -1,6 +1,7 @@
 //! The wires between pods: one namespace with two bridges, a router between two networks.
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -143,8 +144,8 @@ impl Fabric {
         format!("{}-fabric", self.prefix)
     }
 
-    /// Makes a pod's namespace with `eth0` at `ip` and returns its name.
-    pub fn plug(&self, pod: &str, ip: &str) -> Result<String, PodError> {
+    /// Makes a pod's namespace with `eth0` at `ip`, and at `ipv6` if given, and returns its name.
+    pub fn plug(&self, pod: &str, ip: &str, ipv6: Option<Ipv6Addr>) -> Result<String, PodError> {
         let (ns, fabric) = (format!("{}-{pod}", self.prefix), self.name());
         let network = Network::of(ip);
         let (bridge, router) = (network.bridge(), network.router());
@@ -157,6 +158,12 @@ impl Fabric {
              ip -n {ns} route add default via {router}\n\
              ip netns exec {ns} sysctl -qw net.ipv4.ip_unprivileged_port_start=0"
         ))?;
+        if let Some(ipv6) = ipv6 {
+            // Neighbours are on the link; a service's address only has to be routable to be captured.
+            sh(&format!(
+                "ip -n {ns} addr add {ipv6}/64 dev eth0 nodad; ip -n {ns} -6 route add default dev eth0"
+            ))?;
+        }
         Ok(ns)
     }
 

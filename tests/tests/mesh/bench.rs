@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use outrigger_tests::fixtures::{self, Product};
 use outrigger_tests::istiod::snapshot::LISTENER;
 use outrigger_tests::istiod::{AdsEvent, EventKind, Snapshot};
+use outrigger_tests::pod::interception::Interception;
 use outrigger_tests::pod::{Lab, Pod, PodSpec, Sidecar};
 use outrigger_tests::probe::Reply;
 use prost::Message;
@@ -147,6 +148,7 @@ impl Bench {
             env: Vec::new(),
             hosts: vec![host("10.96.0.11", "helloworld"), host("10.96.0.12", "echo")],
             app,
+            interception: Interception::default(),
             sidecar: self.sidecar.clone(),
         }
     }
@@ -193,7 +195,7 @@ impl Bench {
 
 /// Waits for the last port of the application.
 pub(crate) async fn listening(pod: &Pod) {
-    let last = pod.spec.app.last().and_then(|l| l.split_once(':'));
+    let last = pod.spec.app.last().and_then(|l| l.rsplit_once(':'));
     let Some((_, port)) = last else { return };
     let address = format!("127.0.0.1:{port}");
     let what = format!("{} listens on {address}", pod.spec.name);
