@@ -112,6 +112,16 @@ const LISTED: &[Row] = &[
     ("out tcp from S to P:8080 uid=1337", "local", "local", None),
 ];
 
+/// Rows that the safe order of owners changes, and their neighbours.
+const OWNERS_FIRST: &[Row] = &[
+    ("out tcp P:8080 uid=0 gid=1337", "L:15006", "", None),
+    ("out tcp P:8080 uid=1337", "L:15006", "", None),
+    ("out tcp P:15008 uid=0 gid=1337", "local", "", None),
+    ("out tcp P:8080", "local", "", None),
+    ("out tcp O:80 uid=0 gid=1337", "leaves", "", None),
+    ("out tcp from S to P:8080 uid=0 gid=1337", "local", "", None),
+];
+
 /// What the proxy does in TPROXY mode: it connects to the application with the client's address.
 /// The answers must come back to it although they are addressed to the outside.
 const BORROWED: Row = (
@@ -171,7 +181,7 @@ struct Mode {
     rows: &'static [Row],
 }
 
-const MODES: [Mode; 6] = [
+const MODES: [Mode; 7] = [
     Mode {
         name: "REDIRECT",
         flags: &["-m", "REDIRECT"],
@@ -199,6 +209,13 @@ const MODES: [Mode; 6] = [
         tproxy: true,
         dns: true,
         rows: ROWS,
+    },
+    Mode {
+        name: "REDIRECT, proxy owners first",
+        flags: &["-m", "REDIRECT", "--proxy-owners-first"],
+        tproxy: false,
+        dns: false,
+        rows: OWNERS_FIRST,
     },
     Mode {
         name: "REDIRECT, lists",
