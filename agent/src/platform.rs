@@ -59,6 +59,7 @@ impl PlatformConfig {
 
     fn with_firmware(environment: &Environment, ipv6: bool, dmi: &Path) -> Self {
         let gcp = StaticMetadata::new(environment);
+        let kubernetes = environment.is_set("KUBERNETES_SERVICE_HOST");
         let word = environment.text("CLOUD_PLATFORM").to_lowercase();
         let (clouds, named) = match word.as_str() {
             "none" => (Vec::new(), true),
@@ -71,7 +72,7 @@ impl PlatformConfig {
                 }
                 match gcp.is_set() {
                     true => (vec![Cloud::Gcp], false),
-                    false => (suspects(dmi), false),
+                    false => (suspects(dmi, kubernetes), false),
                 }
             }
         };
@@ -95,12 +96,13 @@ impl PlatformConfig {
     }
 }
 
-/// Clouds that the firmware's names point to. Without names (a virtual machine without firmware
-/// tables) both that can be recognised by their server alone.
-fn suspects(dmi: &Path) -> Vec<Cloud> {
+/// Clouds that the firmware's names point to. A machine without such names may be in either cloud
+/// that can be recognised by its server alone; a pod without them is in a sandbox, and its locality
+/// comes from istiod.
+fn suspects(dmi: &Path, kubernetes: bool) -> Vec<Cloud> {
     let name = |file: &str| std::fs::read_to_string(dmi.join(file)).unwrap_or_default();
     let vendor = name("sys_vendor");
-    if vendor.is_empty() {
+    if vendor.is_empty() && !kubernetes {
         return vec![Cloud::Aws, Cloud::Gcp];
     }
     let mut clouds = Vec::new();

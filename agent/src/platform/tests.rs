@@ -184,7 +184,7 @@ async fn nobody_is_asked_without_a_reason() {
     let firmware = |vendor: &str, product: &str| {
         std::fs::write(folder.path().join("sys_vendor"), vendor).expect("written");
         std::fs::write(folder.path().join("product_name"), product).expect("written");
-        suspects(folder.path())
+        suspects(folder.path(), true)
     };
     assert_eq!(firmware("QEMU\n", "Standard PC"), []);
     assert_eq!(firmware("Google\n", "Google Compute Engine"), [Cloud::Gcp]);
@@ -193,6 +193,9 @@ async fn nobody_is_asked_without_a_reason() {
         [Cloud::Azure]
     );
     assert_eq!(firmware("Amazon EC2\n", "m5.large"), [Cloud::Aws]);
+    let nothing = Path::new("/nonexistent");
+    assert_eq!(suspects(nothing, true), []);
+    assert_eq!(suspects(nothing, false), [Cloud::Aws, Cloud::Gcp]);
     let off = environment(&[("CLOUD_PLATFORM", "none")]);
     let config = PlatformConfig::with_firmware(&off, false, Path::new("/nonexistent"));
     assert!(Detection::start(config).task.is_none());
