@@ -1,12 +1,13 @@
 //! The agent beside the proxy: command line (`cli`), settings (`options`), supervision
-//! (`supervisor`), status and metrics (`status`, `metrics`), diagnosis (`doctor`), and the way to
-//! istiod (`xds_proxy`, `sds`, `secret_manager`, `ca_client`). [`start`] wires them; it is the
-//! start-up sequence.
+//! (`supervisor`), status and metrics (`status`, `metrics`), diagnosis (`doctor`), the way to istiod
+//! (`xds_proxy`, `sds`, `secret_manager`, `ca_client`), and the mesh's names (`dns`). [`start`] wires
+//! them; it is the start-up sequence.
 
 pub mod bootstrap;
 pub mod ca_client;
 pub mod cli;
 pub mod credential;
+pub mod dns;
 pub mod doctor;
 pub mod health;
 pub mod istiod;

@@ -2,6 +2,7 @@
 //! process environment is here; what cannot be honoured is refused here, before anything starts.
 
 mod addresses;
+mod dns;
 mod environment;
 mod proxy_config;
 pub mod security;
@@ -15,6 +16,7 @@ use bootstrap_templates::{
 };
 
 pub use addresses::AddressError;
+pub use dns::DnsOptions;
 pub use environment::Environment;
 pub use proxy_config::ProxyConfigError;
 
@@ -161,6 +163,8 @@ pub struct Options {
     pub disable_envoy: bool,
     /// `ISTIO_ENVOY_ENABLE_CORE_DUMP`.
     pub core_dump: bool,
+    /// DNS server; `None` if nothing asks for it.
+    pub dns: Option<DnsOptions>,
     /// Status server.
     pub status: StatusOptions,
     /// Drain.
@@ -187,7 +191,9 @@ impl Options {
         let node = node_inputs(&args, &environment, annotations)?;
         let port = u16::try_from(settings.status_port).unwrap_or(0);
         let disable_envoy = environment.boolean("DISABLE_ENVOY", false);
+        let root = nix::unistd::geteuid().is_root();
         Ok(Self {
+            dns: dns::dns_options(&environment, node.node_type == NodeType::Sidecar, root),
             status: status_options(&environment, &node, port, disable_envoy),
             drain: drain_options(&environment, &node, &settings),
             health: health(&environment, &node, &settings)?,
@@ -319,11 +325,6 @@ fn refuse_unsupported(environment: &Environment) -> Result<(), OptionsError> {
             "WORKLOAD_IDENTITY_SOCKET_FILE",
             "must be a file name, not a path",
         );
-    }
-    for name in ["ISTIO_META_DNS_CAPTURE", "ISTIO_META_ENABLE_DNS_SERVER"] {
-        if environment.boolean(name, false) {
-            return refuse(name, "the DNS proxy is not supported yet");
-        }
     }
     if environment.boolean("FILE_MOUNTED_CERTS", false) && !environment.text("PROV_CERT").is_empty()
     {

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::bootstrap::{self, BootstrapError};
 use crate::ca_client::CaClient;
+use crate::dns::ListenError;
 use crate::health::HealthConfig;
 use crate::metrics::{Metrics, Page};
 use crate::options::security::{Security, SecurityError};
@@ -25,6 +26,10 @@ use crate::status::{
 use crate::supervisor::{AdminClient, Lifecycle, ProxyCommand, SignalError, Signals, Supervisor};
 use crate::uds::UdsError;
 use crate::xds_proxy::{XdsProxy, XdsProxyConfig, XdsProxyHandle};
+
+mod names;
+
+use names::Names;
 
 const WORKLOAD_UDS: &str = "./var/run/secrets/workload-spiffe-uds";
 const CREDENTIAL_SOCKET: &str = "./var/run/secrets/credential-uds/socket";
@@ -51,6 +56,17 @@ pub enum StartError {
     /// Whose SDS serves identities.
     #[error(transparent)]
     SdsProvider(#[from] SdsProviderError),
+    /// The DNS server.
+    #[error(transparent)]
+    Dns(#[from] ListenError),
+    /// The DNS server does not know whom to ask.
+    #[error("cannot read {path}, which the DNS server needs: {source}")]
+    ResolvConf {
+        /// File.
+        path: String,
+        /// System error.
+        source: std::io::Error,
+    },
     /// A socket.
     #[error(transparent)]
     Socket(#[from] UdsError),
@@ -89,7 +105,7 @@ pub async fn run(mut options: Options) -> Result<u8, StartError> {
     let readiness = ReadinessParts {
         admin: proxied.clone(),
         grpc_bootstrap: grpc_bootstrap.filter(|_| options.disable_envoy),
-        name_table: false,
+        name_table: options.dns.is_some(),
         metrics: metrics.clone(),
         control_plane: control_plane.clone(),
     };
@@ -107,12 +123,19 @@ pub async fn run(mut options: Options) -> Result<u8, StartError> {
         };
         services.spawn(StatusServer::bind(&options.status, parts)?.serve());
     }
+    let names = match &options.dns {
+        Some(dns) => Some(Names::start(dns, &options.node, &metrics).await?),
+        None => None,
+    };
     let connected = connect(&mut options, &metrics, &mut services).await?;
     if let Some(health) = options.health.clone() {
         // An instance of its own: what it has seen is not what the kubelet was told.
         let ready = Readiness::new(readiness);
         let istiod = connected.xds.clone();
         services.spawn(report_health(health, ready, lifecycle.clone(), istiod));
+    }
+    if let Some(names) = names {
+        services.spawn(names.follow(connected.xds.name_table()));
     }
     // Set once, here.
     let _ = control_plane.set(connected);
@@ -209,7 +232,7 @@ async fn connect(
         upstream: security.xds()?,
         metadata: security.metadata("XDS_HEADER_")?,
         server: security.server(),
-        name_table: false,
+        name_table: options.dns.is_some(),
         proxy_config: options.environment.boolean("PROXY_CONFIG_XDS_AGENT", false),
         convert_wasm: options
             .environment

@@ -460,7 +460,6 @@ fn probes_answer_for_the_application() {
 fn settings_that_cannot_be_honoured_end_the_start() {
     for (name, value) in [
         ("ISTIO_BOOTSTRAP", "/my/template.json"),
-        ("ISTIO_META_DNS_CAPTURE", "true"),
         ("CA_PROVIDER", "GoogleCA"),
         (
             "ISTIO_KUBE_APP_PROBERS",

@@ -150,10 +150,6 @@ fn variables_that_cannot_be_honoured_are_refused_by_name() {
             "CA_ADDR=meshca.googleapis.com:443: Google's CA is not supported",
         ),
         (
-            &[("ISTIO_META_DNS_CAPTURE", "true")],
-            "ISTIO_META_DNS_CAPTURE=true: the DNS proxy is not supported yet",
-        ),
-        (
             &[("COMPLIANCE_POLICY", "fips")],
             "COMPLIANCE_POLICY=fips: is not one of fips-140-2, fips-140-3, pqc",
         ),

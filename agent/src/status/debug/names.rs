@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::dns::Scope;
 use crate::xds_proxy::{NameInfo, NameTable};
 
 /// `{"table": {name: {"ips": [..], "registry": ..}}}`; derived names end in a dot.
@@ -35,23 +36,13 @@ fn entry(info: &NameInfo) -> Value {
 
 /// The absolute name, and for services of the cluster's own domain the shorter ones.
 fn derived(host: &str, info: &NameInfo, domain: &str) -> Vec<String> {
-    let mut names = vec![format!("{host}.")];
-    let (own, suffix) = domain.split_once('.').unwrap_or_default();
-    let in_domain = !suffix.is_empty() && host.ends_with(&format!(".{suffix}"));
-    if info.registry != "Kubernetes" || !in_domain {
-        return names;
-    }
-    let (short, namespace) = (&info.shortname, &info.namespace);
-    if !short.is_empty() && !namespace.is_empty() {
-        let first = suffix.split('.').next().unwrap_or_default();
-        names.push(format!("{short}.{namespace}."));
-        names.push(format!("{short}.{namespace}.{first}."));
-        if namespace == own {
-            names.push(format!("{short}."));
-        }
-    }
-    names.extend(info.alt_hosts.iter().map(|host| format!("{host}.")));
-    names
+    let (own, _) = domain.split_once('.').unwrap_or_default();
+    let shorter = Scope::new(own, domain, None).alternate_names(host, info);
+    [host.to_owned()]
+        .into_iter()
+        .chain(shorter)
+        .map(|name| format!("{name}."))
+        .collect()
 }
 
 #[cfg(test)]
