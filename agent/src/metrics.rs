@@ -279,6 +279,28 @@ mod tests {
     }
 
     #[test]
+    fn histograms_are_cumulative_and_samples_of_a_name_stand_together() {
+        let mut page = Page::default();
+        let buckets = [(0.001, 2), (0.1, 0), (5.0, 3)];
+        page.histogram("empty", "h", &[(1.0, 0)], 0, 0.0);
+        page.counter("c", "h", &[("type", "a")], 1);
+        page.histogram("d_seconds", "h", &buckets, 1, 7.5);
+        page.counter("c", "ignored", &[("type", "b")], 1024);
+        page.gauge("g", "h", &[], f64::INFINITY);
+        let want = "\
+            # HELP istio_agent_c h\n# TYPE istio_agent_c counter\n\
+            istio_agent_c{type=\"a\"} 1\nistio_agent_c{type=\"b\"} 1024\n\
+            # HELP istio_agent_d_seconds h\n# TYPE istio_agent_d_seconds histogram\n\
+            istio_agent_d_seconds_bucket{le=\"0.001\"} 2\n\
+            istio_agent_d_seconds_bucket{le=\"0.1\"} 2\n\
+            istio_agent_d_seconds_bucket{le=\"5\"} 5\n\
+            istio_agent_d_seconds_bucket{le=\"+Inf\"} 6\n\
+            istio_agent_d_seconds_sum 7.5\nistio_agent_d_seconds_count 6\n\
+            # HELP istio_agent_g h\n# TYPE istio_agent_g gauge\nistio_agent_g +Inf\n";
+        assert_eq!(page.text(), want);
+    }
+
+    #[test]
     fn label_values_are_escaped() {
         let mut page = Page::default();
         page.gauge("g", "h", &[("l", "a\"b\\c\n")], 1.5);

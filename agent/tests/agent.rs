@@ -269,6 +269,99 @@ fn the_old_variable_of_the_drain_time_counts() {
     assert!(admin.saw("POST /drain_listeners"));
 }
 
+/// The words after `Envoy command:`, without quotes and commas.
+fn command_line(setup: Setup) -> String {
+    let line = setup.start().wait_for_line("Envoy command: ");
+    let words = line.split_once(": [").map_or("", |(_, words)| words);
+    words.replace(['"', ',', ']'], "")
+}
+
+#[test]
+fn the_proxy_gets_the_command_line_of_the_reference() {
+    let port = admin().port;
+    let folder = tempfile::tempdir().expect("folder");
+    let overlay = folder.path().join("custom_bootstrap.json");
+    std::fs::write(&overlay, "a: $(HOST_IP)\n").expect("overlay");
+    let overlay = overlay.display().to_string();
+    let words = command_line(Setup::new(SLEEPER, port));
+    let want = "-c ./etc/istio/proxy/envoy-rev.json --drain-time-s 45 --drain-strategy immediate \
+                --local-address-ip-version v4 --file-flush-interval-msec 1000 \
+                --disable-hot-restart --allow-unknown-static-fields -l warning \
+                --skip-deprecated-logs";
+    assert!(words.starts_with(want), "{words}");
+    for (name, value, flag, there) in [
+        (
+            "ENVOY_SKIP_DEPRECATED_LOGS",
+            "false",
+            "--skip-deprecated-logs",
+            false,
+        ),
+        (
+            "ISTIO_ENVOY_ENABLE_CORE_DUMP",
+            "true",
+            "--enable-core-dump",
+            true,
+        ),
+        (
+            "ISTIO_BOOTSTRAP_OVERRIDE",
+            &overlay,
+            r"--config-yaml {\a\:\10.0.0.9\}",
+            true,
+        ),
+        (
+            "ISTIO_BOOTSTRAP_OVERRIDE",
+            "/not/there",
+            "--config-yaml",
+            false,
+        ),
+        ("ISTIO_CPU_LIMIT", "3", "--concurrency 3", true),
+    ] {
+        let setup = Setup::new(SLEEPER, port).env("HOST_IP", "10.0.0.9");
+        let words = command_line(setup.env(name, value));
+        assert_eq!(words.contains(flag), there, "{name}={value}: {words}");
+    }
+    let setup = Setup::new(SLEEPER, port)
+        .config("drainDuration", json!("7s"))
+        .config("concurrency", json!(0));
+    let words = command_line(setup);
+    assert!(words.contains("--drain-time-s 7 "), "{words}");
+    assert!(!words.contains("--concurrency"), "{words}");
+}
+
+#[test]
+fn an_empty_grpc_bootstrap_is_neither_written_nor_checked() {
+    let setup = Setup::new("", free_port())
+        .env("DISABLE_ENVOY", "true")
+        .env("GRPC_XDS_BOOTSTRAP", "");
+    let agent = setup.start();
+    eventually("ready without the file", || {
+        (agent.http("GET", "/healthz/ready").0 == 200).then_some(())
+    });
+    assert!(!agent.path("etc/istio/proxy/grpc-bootstrap.json").exists());
+}
+
+#[test]
+fn a_root_agent_on_the_dns_port_starts_the_proxy_as_its_usual_user() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("skipped: not root");
+    }
+    let script = "echo proxy runs as $(id -u):$(id -g); exec sleep 60";
+    let folder_for_all = |setup: Setup| {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(setup.folder.path(), mode).expect("mode");
+        setup
+    };
+    for (address, want) in [
+        ("localhost:53", "proxy runs as 1337:1337"),
+        ("localhost:15053", "proxy runs as 0:0"),
+    ] {
+        let setup = Setup::new(script, admin().port).env("DNS_PROXY_ADDR", address);
+        let mut agent = folder_for_all(setup).start();
+        agent.wait_for_line(want);
+    }
+}
+
 #[test]
 fn a_machine_without_kubernetes_is_enough() {
     let mut setup = Setup::new(SLEEPER, ready_admin().port);

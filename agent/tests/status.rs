@@ -199,6 +199,29 @@ fn answers_that_cannot_be_joined_with_text_are_left_out() {
 }
 
 #[test]
+fn pages_of_two_formats_are_text_and_bounded() {
+    let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let line = "# a comment of an endless page of metrics\n";
+    let endless = line.repeat((11 << 20) / line.len());
+    let large = Server::start(move |_| (200, "text/plain", endless.clone()));
+    let small = Server::start(move |_| (200, open_metrics, "# TYPE b gauge\nb 1\n# EOF\n".into()));
+    let agent = scraping(&[large.port, small.port]);
+    let (head, body) = agent.raw("/stats/prometheus", "");
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    let text = String::from_utf8(body).expect("text");
+    assert!(
+        text.ends_with(&format!("{line}# TYPE b gauge\nb 1\n")),
+        "not on a whole line"
+    );
+    assert!(!text.contains("# EOF"), "an end marker in text");
+    assert!((9 << 20..11 << 20).contains(&text.len()), "{}", text.len());
+    let (_, body) = agent.raw("/stats/prometheus", "");
+    let text = String::from_utf8(body).expect("text");
+    let counted = "istio_agent_scrape_failures_total{type=\"application\"} 1\n";
+    assert!(text.contains(counted), "the cut page is counted");
+}
+
+#[test]
 fn a_silent_application_does_not_cost_the_page() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("bind");
     let agent = scraping(&[silent.local_addr().expect("address").port()]);
@@ -206,6 +229,20 @@ fn a_silent_application_does_not_cost_the_page() {
     let (_, body) = agent.raw("/stats/prometheus", timeout);
     let text = String::from_utf8(body).expect("text");
     assert!(text.contains("\nenvoy_x 1\n"), "{text}");
+}
+
+#[test]
+fn the_page_of_the_proxy_can_be_left_out() {
+    let proxy = Server::start(|_| (200, "text/plain", "envoy_x 1\n".into()));
+    let setup = Setup::new(SLEEPER, free_port())
+        .env("ENVOY_PROMETHEUS_PORT", proxy.port.to_string())
+        .env("PILOT_AGENT_MERGE_ENVOY_STATS", "false");
+    let agent = started(setup);
+    let (_, body) = agent.raw("/stats/prometheus", "");
+    let text = String::from_utf8(body).expect("text");
+    assert!(text.contains("istio_agent_scrapes_total 1"), "{text}");
+    assert!(!text.contains("envoy_x"), "{text}");
+    assert!(proxy.seen.lock().expect("lock").is_empty());
 }
 
 /// An agent with these probes.
@@ -324,6 +361,20 @@ fn probes_reach_an_application_on_ipv6() {
     let probers = json!({ "/app-health/c/readyz": { "tcpSocket": { "port": port } } });
     let agent = started(probing(&probers).env("INSTANCE_IP", "::1"));
     assert_eq!(agent.http("GET", "/app-health/c/readyz").0, 200);
+}
+
+#[test]
+fn old_meshes_probe_localhost() {
+    let app = Server::start(|_| (200, "text/plain", "fine".to_owned()));
+    let probers = json!({ "/app-health/c/livez": { "httpGet": { "port": app.port } } });
+    let setup = probing(&probers)
+        .env("INSTANCE_IP", "127.0.0.99")
+        .env("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION", "true");
+    let agent = started(setup);
+    // The application listens on 127.0.0.1 only.
+    assert_eq!(agent.http("GET", "/app-health/c/livez").0, 200);
+    let agent = started(probing(&probers).env("INSTANCE_IP", "127.0.0.99"));
+    assert_eq!(agent.http("GET", "/app-health/c/livez").0, 500);
 }
 
 #[test]

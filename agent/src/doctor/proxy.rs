@@ -81,7 +81,7 @@ fn agent(answer: Answer, port: u16, now: SystemTime) -> Check {
         let fix = "see the dns, istiod and token checks; the agent retries by itself";
         return Check::failure(NAME, format!("not connected to istiod: {error}"), fix);
     }
-    Check::ok(NAME, format!("{certificate}, {streams} streams to istiod"))
+    Check::ok(NAME, format!("{certificate}; streams to istiod: {streams}"))
 }
 
 /// The readiness that the kubelet asks for.
@@ -120,7 +120,7 @@ mod tests {
             (
                 r#"{"certificate":{"not_after_unix_seconds":1060},"istiod":{"connected_streams":1}}"#,
                 Verdict::Ok,
-                "certificate for 60 s, 1 streams",
+                "certificate for 60 s; streams to istiod: 1",
             ),
             (
                 r#"{"certificate":{"last_error":"denied"},"istiod":{}}"#,

@@ -1,6 +1,7 @@
 //! Runs the application's probes in the kubelet's place. Connections leave from 127.0.0.6 (`::6`),
 //! which the redirect rules let through to the application untouched.
 
+mod target;
 pub(crate) mod tls;
 
 use std::collections::BTreeMap;
@@ -8,8 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT};
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -18,6 +19,7 @@ use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 
+use self::target::{Target, host_name};
 use super::probe_config::{Probe, ProbeConfigError, ProbeMethod, parse};
 use super::{Body, full, text};
 use crate::options::StatusOptions;
@@ -87,15 +89,17 @@ impl Probes {
             return text(StatusCode::BAD_REQUEST, message);
         };
         let grpc = matches!(probe.method, ProbeMethod::Grpc { .. });
-        let limit = if probe.timeout.is_zero() && !grpc {
+        let limit = if probe.timeout.is_zero() {
             NO_LIMIT
         } else {
             probe.timeout
         };
         let run = self.run(&probe.method, request.headers());
-        let result = match tokio::time::timeout(limit, run).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("no answer within {limit:?}").into()),
+        let result = if grpc && probe.timeout.is_zero() {
+            Err("timeoutSeconds 0 leaves a gRPC probe no time".into())
+        } else {
+            let run = tokio::time::timeout(limit, run).await;
+            run.unwrap_or_else(|_| Err(format!("no answer within {limit:?}").into()))
         };
         match result {
             Ok((status, body)) => {
@@ -290,98 +294,6 @@ impl Probes {
 /// A connection that can take another request.
 type Http1 = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
 
-struct Target {
-    port: u16,
-    path: String,
-    https: bool,
-    /// Of the Host header.
-    host: String,
-}
-
-/// Without port and brackets.
-fn host_name(authority: &str) -> &str {
-    let name = match authority.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => authority,
-    };
-    name.trim_matches(['[', ']'])
-}
-
-impl Target {
-    fn key(&self) -> (u16, bool) {
-        (self.port, self.https)
-    }
-
-    /// Where a redirect on the same host leads; `None` for another host or no usable location.
-    fn follow<B>(&self, answer: &Response<B>, name: &str, ip: IpAddr) -> Option<Self> {
-        let location = answer.headers().get(LOCATION)?.to_str().ok()?;
-        let scheme = if self.https { "https" } else { "http" };
-        let absolute = if location.starts_with("//") {
-            format!("{scheme}:{location}")
-        } else if location.contains("://") {
-            location.to_owned()
-        } else {
-            return Some(Self {
-                path: self.relative(location)?,
-                host: self.host.clone(),
-                ..*self
-            });
-        };
-        let location: Uri = absolute.parse().ok()?;
-        let authority = location.authority()?;
-        let target = host_name(authority.as_str());
-        if !target.eq_ignore_ascii_case(name) && target != ip.to_string() {
-            return None;
-        }
-        let https = location.scheme_str() == Some("https");
-        let default = if https { 443 } else { 80 };
-        Some(Self {
-            port: authority.port_u16().unwrap_or(default),
-            path: location
-                .path_and_query()
-                .map_or("/", |p| p.as_str())
-                .to_owned(),
-            https,
-            host: authority.to_string(),
-        })
-    }
-
-    /// A location without scheme and host: absolute, a query alone, or beside the current path.
-    fn relative(&self, location: &str) -> Option<String> {
-        let location = location.split('#').next().unwrap_or_default();
-        let current = self.path.split('?').next().unwrap_or_default();
-        let path = if location.starts_with('/') {
-            location.to_owned()
-        } else if location.is_empty() || location.starts_with('?') {
-            format!("{current}{location}")
-        } else {
-            let folder = current.rsplit_once('/').map_or("", |(folder, _)| folder);
-            without_dots(&format!("{folder}/{location}"))
-        };
-        // Only what a request line can carry.
-        path.parse::<Uri>().ok().map(|_| path)
-    }
-}
-
-/// Resolves `.` and `..` of a path; the query stays.
-fn without_dots(path: &str) -> String {
-    let (path, query) = match path.split_once('?') {
-        Some((path, query)) => (path, format!("?{query}")),
-        None => (path, String::new()),
-    };
-    let mut out: Vec<&str> = Vec::new();
-    for part in path.split('/').skip(1) {
-        match part {
-            "." => {}
-            ".." => {
-                out.pop();
-            }
-            part => out.push(part),
-        }
-    }
-    format!("/{}{query}", out.join("/"))
-}
-
 /// Hop-by-hop headers belong to the kubelet's connection.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     const NAMES: [&str; 8] = [
@@ -455,6 +367,3 @@ async fn read_start(mut body: Incoming) -> Result<(Bytes, bool), AnyError> {
     let whole = body.is_end_stream();
     Ok((out.freeze(), whole))
 }
-
-#[cfg(test)]
-mod tests;
