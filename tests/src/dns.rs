@@ -6,61 +6,90 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::net::UdpSocket;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::AbortHandle;
 
 /// A running server; dropping it stops it.
 #[derive(Debug)]
 pub struct Dns {
+    shared: Shared,
+    tasks: [AbortHandle; 2],
+}
+
+#[derive(Debug, Clone, Default)]
+struct Shared {
     table: Arc<Mutex<BTreeMap<String, Ipv4Addr>>>,
     queries: Arc<Mutex<Vec<String>>>,
-    task: AbortHandle,
+}
+
+impl Shared {
+    fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
+        answer(query, |name| {
+            self.queries.lock().push(name.to_owned());
+            let table = self.table.lock();
+            (table.get(name).copied(), table.contains_key(name))
+        })
+    }
 }
 
 impl Dns {
-    /// Serves on a bound, non-blocking socket.
-    pub fn serve(socket: std::net::UdpSocket) -> io::Result<Self> {
-        let socket = UdpSocket::from_std(socket)?;
-        let table: Arc<Mutex<BTreeMap<String, Ipv4Addr>>> = Arc::default();
-        let queries: Arc<Mutex<Vec<String>>> = Arc::default();
-        let (names, seen) = (table.clone(), queries.clone());
-        let task = tokio::spawn(async move {
+    /// Serves on bound, non-blocking sockets.
+    pub fn serve(udp: std::net::UdpSocket, tcp: std::net::TcpListener) -> io::Result<Self> {
+        let (udp, tcp) = (UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?);
+        let shared = Shared::default();
+        let (datagrams, streams) = (shared.clone(), shared.clone());
+        let packets = tokio::spawn(async move {
             let mut buffer = [0_u8; 1500];
             loop {
-                let Ok((size, peer)) = socket.recv_from(&mut buffer).await else {
+                let Ok((size, peer)) = udp.recv_from(&mut buffer).await else {
                     continue;
                 };
-                let reply = answer(&buffer[..size], |name| {
-                    seen.lock().push(name.to_owned());
-                    let table = names.lock();
-                    (table.get(name).copied(), table.contains_key(name))
-                });
-                if let Some(reply) = reply {
-                    let _ = socket.send_to(&reply, peer).await;
+                if let Some(reply) = datagrams.answer(&buffer[..size]) {
+                    let _ = udp.send_to(&reply, peer).await;
                 }
             }
         });
+        let connections = tokio::spawn(async move {
+            while let Ok((stream, _)) = tcp.accept().await {
+                let shared = streams.clone();
+                // A client that goes away in the middle has had enough.
+                tokio::spawn(async move { serve_stream(stream, &shared).await.ok() });
+            }
+        });
         Ok(Self {
-            table,
-            queries,
-            task: task.abort_handle(),
+            shared,
+            tasks: [packets.abort_handle(), connections.abort_handle()],
         })
     }
 
     /// Adds a name, lower case and without the final dot.
     pub fn insert(&self, name: impl Into<String>, address: Ipv4Addr) {
-        self.table.lock().insert(name.into(), address);
+        self.shared.table.lock().insert(name.into(), address);
     }
 
     /// Every name asked so far.
     pub fn queries(&self) -> Vec<String> {
-        self.queries.lock().clone()
+        self.shared.queries.lock().clone()
     }
 }
 
 impl Drop for Dns {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// Messages with their lengths, one after the other.
+async fn serve_stream(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
+    loop {
+        let mut query = vec![0; usize::from(stream.read_u16().await?)];
+        stream.read_exact(&mut query).await?;
+        let Some(reply) = shared.answer(&query) else {
+            return Ok(());
+        };
+        stream.write_u16(reply.len() as u16).await?;
+        stream.write_all(&reply).await?;
     }
 }
 

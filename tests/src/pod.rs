@@ -126,7 +126,8 @@ pub struct PodSpec {
     pub ip: String,
     /// Labels that replace those of the specification.
     pub labels: Vec<(String, String)>,
-    /// Environment that replaces that of the specification's proxy container.
+    /// Environment that replaces that of the specification's init and proxy containers, as
+    /// `proxyMetadata` of the mesh does.
     pub env: Vec<(String, String)>,
     /// Lines of `/etc/hosts`.
     pub hosts: Vec<(String, String)>,
@@ -195,8 +196,11 @@ impl Lab {
         let address = ([10, 244, 0, 1], 15012).into();
         let socket = netns::listen(&fabric.name(), address).map_err(PodError::io("15012"))?;
         let root_pem = root_pem.unwrap_or_else(|| istiod.authority().root_pem());
-        let names = netns::udp(&fabric.name(), ([10, 244, 0, 1], 53).into());
-        let dns = names.and_then(Dns::serve).map_err(PodError::io("DNS"))?;
+        let names = ([10, 244, 0, 1], 53).into();
+        let sockets = netns::udp(&fabric.name(), names)
+            .and_then(|udp| Ok((udp, netns::listen(&fabric.name(), names)?)));
+        let dns = sockets.and_then(|(udp, tcp)| Dns::serve(udp, tcp));
+        let dns = dns.map_err(PodError::io("DNS"))?;
         Ok((
             Self {
                 istiod,
@@ -411,6 +415,7 @@ impl Pod {
                 continue;
             };
             let mut container = self.container(deployment, spec, &downward, &binaries)?;
+            self.replace_env(&mut container);
             container.command = match init {
                 Some(_) => vec!["/usr/local/bin/istio-iptables".to_owned()],
                 None => vec![
@@ -419,9 +424,9 @@ impl Pod {
                 ],
             };
             container.command.extend(spec.args.iter().skip(1).cloned());
-            let interception = self.spec.interception;
-            interception.init_arguments(&mut container.command);
-            container.env.extend(interception.environment());
+            self.spec
+                .interception
+                .init_arguments(&mut container.command);
             let mut process = Process::start(&self.netns, &self.folder, name, &container)?;
             let status = process.wait(Duration::from_secs(60))?;
             if !status.success() {
@@ -438,11 +443,7 @@ impl Pod {
         };
         let mut container = self.container(deployment, spec, &downward, &binaries)?;
         self.spec.interception.privileges(&mut container);
-        let metadata = self.spec.interception.environment();
-        for (key, value) in metadata.iter().chain(&self.spec.env) {
-            container.env.retain(|(k, _)| k != key);
-            container.env.push((key.clone(), value.clone()));
-        }
+        self.replace_env(&mut container);
         container.command = vec!["/usr/local/bin/pilot-agent".to_owned()];
         let env = container.env.clone();
         container
@@ -456,6 +457,15 @@ impl Pod {
         }
         self.container = container;
         self.start_proxy()
+    }
+
+    /// Environment of the mesh's `proxyMetadata` and of the test, for both containers.
+    fn replace_env(&self, container: &mut Container) {
+        let metadata = self.spec.interception.environment();
+        for (key, value) in metadata.iter().chain(&self.spec.env) {
+            container.env.retain(|(k, _)| k != key);
+            container.env.push((key.clone(), value.clone()));
+        }
     }
 
     fn container(

@@ -5,6 +5,8 @@
 
 #[path = "mesh/bench.rs"]
 mod bench;
+#[path = "mesh/dns.rs"]
+mod dns;
 #[path = "mesh/faults.rs"]
 mod faults;
 #[path = "mesh/interception.rs"]
