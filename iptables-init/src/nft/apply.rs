@@ -3,7 +3,7 @@
 
 use super::expr::{Expr, decode};
 use super::message::{Batch, NFPROTO_INET, kind};
-use super::plan::{TABLES, table_name};
+use super::plan::{TABLES, chain_order, table_name};
 use super::socket::{NetlinkError, NftSocket};
 use super::state::{BaseState, ChainState, POLICY_ACCEPT, TableState, first_difference};
 use super::wire::{Attributes, attribute, attributes, be32, text};
@@ -138,9 +138,22 @@ fn read_native(socket: &mut NftSocket) -> Result<Vec<TableState>, NetlinkError> 
         }
         state.rules.push(rule);
     }
-    let order = |name: &str| TABLES.iter().position(|t| table_name(*t) == name);
-    found.sort_by_key(|table| order(&table.name));
+    sort(&mut found);
     Ok(found)
+}
+
+/// Into the order of the plan: a chain that was added later is listed last.
+fn sort(tables: &mut [TableState]) {
+    let table = |name: &str| TABLES.into_iter().find(|t| table_name(*t) == name);
+    tables.sort_by_key(|state| TABLES.iter().position(|t| table_name(*t) == state.name));
+    for state in tables {
+        let order = table(&state.name).map_or(&[][..], chain_order);
+        let rank = |name: &str| order.iter().position(|c| c.nft_name() == name);
+        // Chains of somebody else come last.
+        state
+            .chains
+            .sort_by_key(|chain| rank(&chain.name).unwrap_or(usize::MAX));
+    }
 }
 
 fn decode_chain(answer: &[u8]) -> ChainState {
@@ -188,7 +201,7 @@ pub fn replace(
         let before = read(socket)?;
         let mut batch = Batch::default();
         if force || before.native != wanted.native {
-            batch.delete_own_tables().create(wanted.native);
+            batch.update(&before.native, wanted.native);
         }
         before
             .xtables
@@ -231,7 +244,7 @@ pub fn restore(socket: &mut NftSocket, before: &Snapshot) -> Result<(), NetlinkE
         let now = read_with(socket, Some(&before.xtables))?;
         let mut batch = Batch::default();
         if now.native != before.native {
-            batch.delete_own_tables().create(&before.native);
+            batch.update(&now.native, &before.native);
         }
         if !now.xtables.same(&before.xtables) {
             before.xtables.put_back(&now.xtables, &mut batch);

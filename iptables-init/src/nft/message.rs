@@ -1,8 +1,7 @@
 //! Builds nf_tables batches. Pure: bytes out, no socket.
 
 use super::expr::{ANONYMOUS_SET, Expr, encode};
-use super::plan::{TABLES, table_name};
-use super::state::{POLICY_ACCEPT, TableState};
+use super::state::{ChainState, POLICY_ACCEPT, TableState};
 use super::wire::{Attributes, push_message};
 
 /// nfgen_family of `inet` tables.
@@ -117,42 +116,71 @@ impl Batch {
         self.push(kind::DELTABLE, 0, family, a);
     }
 
-    /// Makes sure none of our three tables exists. Creating first makes the delete succeed.
-    pub fn delete_own_tables(&mut self) -> &mut Self {
-        for table in TABLES {
-            self.create_table(NFPROTO_INET, table_name(table));
-            self.delete_table(NFPROTO_INET, table_name(table));
+    /// Turns our tables from one state into another. A base chain that is in both stays the same
+    /// kernel object: every packet then meets either its old rules or its new ones, while of a
+    /// chain and its replacement it could meet neither.
+    pub fn update(&mut self, from: &[TableState], to: &[TableState]) -> &mut Self {
+        for old in from {
+            let new = to.iter().find(|new| new.name == old.name);
+            match new.filter(|new| new.can_follow(old)) {
+                Some(new) => self.update_table(old, new),
+                None => self.delete_table(NFPROTO_INET, &old.name),
+            }
+        }
+        let updated = |new: &TableState| {
+            from.iter()
+                .any(|old| old.name == new.name && new.can_follow(old))
+        };
+        for new in to.iter().filter(|new| !updated(new)) {
+            self.create_table(NFPROTO_INET, &new.name);
+            self.create_chains(new, &[]);
+            self.create_rules(new);
         }
         self
     }
 
-    /// Creates tables, all their chains, then their rules, so that no jump is ahead of its chain.
-    pub fn create(&mut self, tables: &[TableState]) -> &mut Self {
-        for table in tables {
-            self.create_table(NFPROTO_INET, &table.name);
-            for chain in &table.chains {
-                let mut a = Attributes::default();
-                a.text(1, &table.name).text(3, &chain.name);
-                if let Some(base) = &chain.base {
-                    a.nest(4, |hook| {
-                        // The priority is signed; the attribute carries its bits.
-                        hook.be32(1, base.hook)
-                            .be32(2, base.priority.cast_unsigned());
-                    });
-                    a.text(7, &base.kind);
-                    if base.policy != POLICY_ACCEPT {
-                        a.be32(5, base.policy);
-                    }
-                }
-                self.push(kind::NEWCHAIN, NLM_F_CREATE, NFPROTO_INET, a);
+    fn update_table(&mut self, old: &TableState, new: &TableState) {
+        let mut a = Attributes::default();
+        // Without a chain: all rules of the table.
+        a.text(1, &old.name);
+        self.push(kind::DELRULE, 0, NFPROTO_INET, a);
+        let gone = |chain: &&ChainState| new.chain(&chain.name).is_none();
+        for chain in old.chains.iter().filter(gone) {
+            self.delete_chain(NFPROTO_INET, &old.name, &chain.name);
+        }
+        self.create_chains(new, &old.chains);
+        self.create_rules(new);
+    }
+
+    /// All chains of a table but those that are there, so that no jump is ahead of its chain.
+    fn create_chains(&mut self, table: &TableState, there: &[ChainState]) {
+        for chain in &table.chains {
+            if there.iter().any(|old| old.name == chain.name) {
+                continue;
             }
-            for chain in &table.chains {
-                for rule in &chain.rules {
-                    self.rule(&table.name, &chain.name, rule);
+            let mut a = Attributes::default();
+            a.text(1, &table.name).text(3, &chain.name);
+            if let Some(base) = &chain.base {
+                a.nest(4, |hook| {
+                    // The priority is signed; the attribute carries its bits.
+                    hook.be32(1, base.hook)
+                        .be32(2, base.priority.cast_unsigned());
+                });
+                a.text(7, &base.kind);
+                if base.policy != POLICY_ACCEPT {
+                    a.be32(5, base.policy);
                 }
+            }
+            self.push(kind::NEWCHAIN, NLM_F_CREATE, NFPROTO_INET, a);
+        }
+    }
+
+    fn create_rules(&mut self, table: &TableState) {
+        for chain in &table.chains {
+            for rule in &chain.rules {
+                self.rule(&table.name, &chain.name, rule);
             }
         }
-        self
     }
 
     fn rule(&mut self, table: &str, chain: &str, exprs: &[Expr]) {

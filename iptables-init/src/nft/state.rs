@@ -51,6 +51,25 @@ pub struct TableState {
     pub chains: Vec<ChainState>,
 }
 
+impl TableState {
+    /// The chain of this name.
+    #[must_use]
+    pub fn chain(&self, name: &str) -> Option<&ChainState> {
+        self.chains.iter().find(|chain| chain.name == name)
+    }
+
+    /// Whether `old` can become this by changing rules and adding or removing chains: no chain is
+    /// on another hook in it.
+    #[must_use]
+    pub fn can_follow(&self, old: &Self) -> bool {
+        let same = |chain: &ChainState| {
+            let was = old.chain(&chain.name);
+            was.is_none_or(|was| was.base == chain.base)
+        };
+        self.chains.iter().all(same)
+    }
+}
+
 /// The first difference in words, for error messages.
 #[must_use]
 pub fn first_difference(want: &[TableState], got: &[TableState]) -> Option<String> {

@@ -17,6 +17,10 @@ use socket2::{Domain, Socket, Type};
 
 use crate::lab::{Lab, OUTSIDE, POD, engine_here, inside, missing, no_legacy, start_inside};
 
+/// A connection that is not made in this time is lost. Long enough for a machine so busy that it
+/// drops a packet: TCP sends it again.
+const LIMIT: Duration = Duration::from_secs(30);
+
 /// Accepts until told to stop; counts.
 struct Listener {
     accepted: Arc<AtomicU32>,
@@ -60,6 +64,16 @@ impl Listener {
     }
 }
 
+/// Connection attempts that the pod dropped because an accept queue was full.
+fn listen_drops(lab: &Lab) -> u32 {
+    let text = lab.text(&["cat", "/proc/net/netstat"]);
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let names = lines.next().unwrap_or_default().split(' ');
+    let values = lines.next().unwrap_or_default().split(' ');
+    let drops = names.zip(values).find(|(name, _)| *name == "ListenDrops");
+    drops.and_then(|(_, n)| n.parse().ok()).expect("a counter")
+}
+
 /// Connects about every millisecond until told to stop; returns how many and the failures.
 fn dial(
     namespace: &str,
@@ -73,7 +87,7 @@ fn dial(
         while !stop.load(Ordering::Relaxed) {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
             let from = run.load(Ordering::Relaxed);
-            match socket.connect_timeout(&to.into(), Duration::from_secs(2)) {
+            match socket.connect_timeout(&to.into(), LIMIT) {
                 Ok(()) => made += 1,
                 Err(error) => {
                     let until = run.load(Ordering::Relaxed);
@@ -87,15 +101,8 @@ fn dial(
     })
 }
 
-/// As [`switch_under_load`]; none may be lost either.
+/// Applies the flag sets in turn, `times` in all, under load in both directions.
 fn replace_under_load(lab: &Lab, sets: &[Vec<&str>], times: usize) {
-    let lost = switch_under_load(lab, sets, times);
-    assert!(lost.is_empty(), "lost: {lost:?}");
-}
-
-/// Applies the flag sets in turn, `times` in all, under load in both directions. Every connection
-/// that was made is the proxy's; returns the others.
-fn switch_under_load(lab: &Lab, sets: &[Vec<&str>], times: usize) -> Vec<String> {
     let mut sets: Vec<Vec<String>> = sets
         .iter()
         .map(|set| set.iter().map(ToString::to_string).collect())
@@ -133,13 +140,16 @@ fn switch_under_load(lab: &Lab, sets: &[Vec<&str>], times: usize) -> Vec<String>
     // Every connection that was made is in an accept queue by now.
     stop_listening.store(true, Ordering::Relaxed);
     let seen = [outbound, inbound, application, server].map(Listener::end);
-    println!("{times} runs, {writes} steps, connections: {out} out, {into} in, {seen:?} seen");
+    let drops = listen_drops(lab);
+    println!(
+        "{times} runs, {writes} steps, connections: {out} out, {into} in, {seen:?} seen, {drops} drops"
+    );
     assert!(writes >= times * 2, "every run writes and verifies");
     // The proxy got all of them, the application and the server none.
     assert_eq!(seen, [out, into, 0, 0]);
     assert!(out >= 100 && into >= 100, "no load");
     lost.extend(lost_inbound);
-    lost
+    assert!(lost.is_empty(), "lost: {lost:?}");
 }
 
 #[test]
@@ -187,18 +197,16 @@ fn iptables_legacy_rules_are_replaced_without_a_lost_or_bypassed_connection() {
     replace_under_load(&lab, &iptables_sets("legacy"), 40);
 }
 
-/// Between REDIRECT and TPROXY two tables change, one commit each: a handshake that falls between
-/// them may have to start again. None passes the proxy by.
+/// Between REDIRECT and TPROXY two tables change, one commit each.
 #[test]
-fn the_mode_is_switched_through_iptables_without_a_bypassed_connection() {
+fn the_mode_is_switched_through_iptables_without_a_lost_or_bypassed_connection() {
     if missing(&["ip", "nft", "iptables-nft"]) {
         return;
     }
     let lab = Lab::new();
     let nft = ["--force-iptables-binary", "nft"];
     let sets = [nft.to_vec(), [&nft[..], &["-m", "TPROXY"]].concat()];
-    let lost = switch_under_load(&lab, &sets, 40);
-    println!("lost: {lost:?}");
+    replace_under_load(&lab, &sets, 40);
 }
 
 #[test]
@@ -270,7 +278,12 @@ fn a_second_equal_run_is_not_heard_of_by_any_netlink_monitor() {
             heard(&nft) > 0 && heard(&routes) > 0,
             "the first run writes"
         );
-        lab.apply(&flags);
-        assert_eq!((heard(&nft), heard(&routes)), (0, 0), "{flags:?}");
+        // The kernel tells of the address once more when it has checked it, at some later moment;
+        // a run that writes would be heard of every time.
+        let silent = (0..10).any(|_| {
+            lab.apply(&flags);
+            (heard(&nft), heard(&routes)) == (0, 0)
+        });
+        assert!(silent, "{flags:?}");
     }
 }
