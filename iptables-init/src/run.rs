@@ -12,10 +12,11 @@ use crate::dry_run::{self, DryRunError};
 use crate::engine::{self, EngineError, Step};
 use crate::explain::{self, ExplainError, Pod, PodFacts};
 use crate::host::{Machine, OwnerNames, interface_addresses};
+use crate::iptables::detect;
 use crate::log::Log;
 use crate::namespace::{self, NamespaceError};
 use crate::report;
-use crate::rules::{Flavor, dns_effective};
+use crate::rules::{Family, Flavor, dns_effective};
 use crate::validate::{self, Probe, ValidationError};
 
 /// Done, or nothing to do.
@@ -103,7 +104,8 @@ where
 
 /// Prints the answer alone, so that it can be read or compared; touches nothing.
 fn explain(question: &str, settings: Settings) -> Result<(), RunError> {
-    let flavor = if settings.native_nftables {
+    // As a run would: without the programs it takes native nftables.
+    let flavor = if settings.native_nftables || !detect::installed(Family::V4) {
         Flavor::Nft
     } else {
         Flavor::Iptables
@@ -119,9 +121,11 @@ fn explain(question: &str, settings: Settings) -> Result<(), RunError> {
         names: &OwnerNames::read(),
     };
     let answer = explain::explain(question, &facts, flavor)?;
-    std::io::stdout()
-        .write_all(answer.as_bytes())
-        .map_err(RunError::Stdout)
+    match std::io::stdout().write_all(answer.as_bytes()) {
+        // A reader that has seen enough is no failure.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(RunError::Stdout),
+    }
 }
 
 /// Runs with these settings, in their network namespace if they name one. This is what a CNI

@@ -490,6 +490,17 @@ fn the_program_explains_without_writing_and_refuses_nonsense() {
     let text = String::from_utf8_lossy(&table.stdout).into_owned();
     assert_eq!(table.status.code(), Some(0), "{text}");
     assert!(text.contains("virtual machine behind tap0"), "{text}");
+    // An image without iptables programs, as ours is.
+    let bare = lab.run(
+        &[
+            &["env", "PATH=/nowhere", program],
+            FLAGS,
+            &["--explain", question],
+        ]
+        .concat(),
+    );
+    let text = String::from_utf8_lossy(&bare.stdout).into_owned();
+    assert!(text.contains("rules    native nftables, IPv4"), "{text}");
     for (words, code) in [
         (&["--explain", "out tcp"][..], 1),
         (&["--explain", ""], 1),

@@ -214,6 +214,15 @@ pub fn choose(
         .or_else(legacy))
 }
 
+/// Whether any variant's program is there, which takes no privilege to find out.
+#[must_use]
+pub fn installed(family: Family) -> bool {
+    ["-nft", "", "-legacy"].iter().any(|suffix| {
+        let program = format!("{}{suffix}-save", stem(family));
+        run(&program, &["--version"], "", None).is_ok()
+    })
+}
+
 fn plain(family: Family, lock: Option<&PathBuf>) -> Tool {
     // Very old programs do not know the option; those are legacy.
     let version = run(&format!("{}-save", stem(family)), &["--version"], "", lock);
