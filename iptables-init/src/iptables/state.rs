@@ -67,12 +67,6 @@ impl State {
         self.tables.iter().any(|table| !table.chains.is_empty())
     }
 
-    /// Whether any rule exists, ours or not.
-    #[must_use]
-    pub fn has_rules(&self) -> bool {
-        self.tables.iter().any(|table| !table.rules.is_empty())
-    }
-
     /// Only what a run of this program, with any flags, would have created. Rules of built-in
     /// chains that do not jump to our chains are recognised by shape, and only next to our chains.
     #[must_use]

@@ -90,12 +90,6 @@ impl Batch {
         self.messages.push((kind, flags, family, attributes));
     }
 
-    /// Number of mutating messages.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.messages.len()
-    }
-
     /// Whether nothing was added.
     #[must_use]
     pub const fn is_empty(&self) -> bool {

@@ -271,3 +271,25 @@ fn switching_backends_leaves_only_the_chosen_one() {
             .contains("istio-proxy")
     );
 }
+
+/// A deleted chain and its copy would be two objects on one hook, and a packet between them would
+/// meet the rules of neither.
+#[test]
+fn native_chains_that_stay_are_the_same_kernel_objects() {
+    if missing(&["ip", "nft"]) {
+        return;
+    }
+    let lab = Lab::new();
+    let output_chain = || {
+        let text = lab.text(&["nft", "-a", "list", "table", "inet", "istio-proxy-nat"]);
+        let line = text.lines().find(|line| line.contains("chain output {"));
+        line.expect("the chain").to_owned()
+    };
+    lab.apply(&["--native-nftables"]);
+    let before = output_chain();
+    assert!(before.contains("# handle "), "{before}");
+    for more in VARIANTS {
+        lab.apply(&[&["--native-nftables"], more].concat());
+        assert_eq!(output_chain(), before, "{more:?}");
+    }
+}
