@@ -660,15 +660,20 @@ impl Pod {
 
     /// Runs a command in the application's container as its user; returns its standard output.
     pub async fn exec(&self, words: &[&str]) -> Result<String, PodError> {
-        Self::run(self.app.as_ref(), 1000, words).await
+        Self::run(self.app.as_ref(), 1000, &[], words).await
     }
 
-    /// Runs a command in the proxy's container as uid 1337.
+    /// Runs a command in the proxy's container as uid 1337, with the container's environment.
     pub async fn exec_proxy(&self, words: &[&str]) -> Result<String, PodError> {
-        Self::run(self.proxy.as_ref(), 1337, words).await
+        Self::run(self.proxy.as_ref(), 1337, &self.container.env, words).await
     }
 
-    async fn run(process: Option<&Process>, user: u32, words: &[&str]) -> Result<String, PodError> {
+    async fn run(
+        process: Option<&Process>,
+        user: u32,
+        env: &[(String, String)],
+        words: &[&str],
+    ) -> Result<String, PodError> {
         let line = words.join(" ");
         let command = process.and_then(|p| p.command(user, words));
         let Some(command) = command else {
@@ -678,6 +683,7 @@ impl Pod {
             });
         };
         let mut command = tokio::process::Command::from(command);
+        command.envs(env.iter().map(|(k, v)| (k, v)));
         let run = command.kill_on_drop(true).output();
         let output = tokio::time::timeout(Duration::from_secs(60), run).await;
         let output = output
