@@ -4,8 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::crypto::aws_lc_rs::{cipher_suite as suite, kx_group};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use rustls_pki_types::pem::PemObject;
@@ -89,7 +91,7 @@ pub(super) fn client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsE
         .with_root_certificates(roots(&settings.roots)?);
     let identity = settings.client.as_ref().and_then(client_identity);
     let mut config = match identity {
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
+        Some(identity) => builder.with_client_cert_resolver(Arc::new(identity)),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -155,28 +157,32 @@ fn roots(source: &RootSource) -> Result<RootCertStore, TlsError> {
 }
 
 /// Chain and key, or nothing with a warning: the token authenticates then.
-fn client_identity(
-    files: &ClientCertificate,
-) -> Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+fn client_identity(files: &ClientCertificate) -> Option<SingleCertAndKey> {
+    let unusable = |path: &Path, why: &str| {
+        let path = path.display();
+        tracing::warn!(%path, "no usable client certificate, using token instead: {why}");
+        None
+    };
     let chain: Vec<_> = CertificateDer::pem_file_iter(&files.chain)
         .ok()
         .and_then(|certs| certs.collect::<Result<_, _>>().ok())
         .unwrap_or_default();
     let Some(leaf) = chain.first() else {
-        tracing::warn!(path = %files.chain.display(), "no client certificate, using token instead");
-        return None;
+        return unusable(&files.chain, "no certificate in it");
     };
     let valid =
         x509_parser::parse_x509_certificate(leaf).is_ok_and(|(_, cert)| cert.validity().is_valid());
     if !valid {
-        tracing::warn!(path = %files.chain.display(), "cert expired, using token instead");
-        return None;
+        return unusable(&files.chain, "cert expired");
     }
-    match PrivateKeyDer::from_pem_file(&files.key) {
-        Ok(key) => Some((chain, key)),
-        Err(error) => {
-            tracing::warn!(path = %files.key.display(), %error, "no client key, using token instead");
-            None
-        }
+    let key = PrivateKeyDer::from_pem_file(&files.key).ok();
+    let Some(key) = key.and_then(|der| any_supported_type(&der).ok()) else {
+        return unusable(&files.key, "no private key in it");
+    };
+    let certified = CertifiedKey::new(chain, key);
+    // Half-way through a rotation, the two are of different ages.
+    if certified.keys_match().is_err() {
+        return unusable(&files.key, "not the key of the certificate");
     }
+    Some(SingleCertAndKey::from(certified))
 }
