@@ -2,17 +2,21 @@
 //! Returns only what passed the checks of `check_chain`; never keeps a connection.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use outrigger_xds::grpc::{Connection, GrpcError, code_name};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue};
+use outrigger_xds::grpc::{ClientOptions, Connection, GrpcError, code_name};
 use prost::Message;
 use rand::RngExt;
 use tonic::Code;
 
-use crate::credential::RequestMetadata;
+use crate::credential::{CredentialError, RequestMetadata};
 use crate::istiod::{ConnectError, IstiodConnector};
+use crate::secret_manager::Clock;
 
 mod check;
 
@@ -23,6 +27,8 @@ const METHOD: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 const ATTEMPTS: u32 = 5;
 /// Wait before the second try; doubles, ±10 %.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Longest answer, bytes: the limit of gRPC's own clients. A chain takes a few kilobytes.
+const MAX_ANSWER: usize = 4 << 20;
 
 /// `IstioCertificateRequest`.
 #[derive(Clone, PartialEq, Message)]
@@ -69,11 +75,16 @@ pub struct CaConfig {
     pub ttl: Duration,
     /// Deadline of one try, connecting included; default 10 s.
     pub try_timeout: Duration,
+    /// Time for validity and waits.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
+    /// No token, where one is a must.
+    #[error("create certificate: {0}")]
+    Credential(#[from] CredentialError),
     /// The CA cannot be reached.
     #[error("CA {0}")]
     Connect(#[from] ConnectError),
@@ -96,7 +107,7 @@ impl CaError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Connect(_) | Self::Timeout(_) => true,
+            Self::Connect(_) | Self::Timeout(_) | Self::Credential(_) => true,
             Self::Call(error) => matches!(
                 error.status().code(),
                 Code::Cancelled
@@ -116,6 +127,7 @@ impl CaError {
         match self {
             Self::Call(error) => code_name(error.status().code()),
             Self::Connect(_) => "UNAVAILABLE",
+            Self::Credential(_) => "UNAUTHENTICATED",
             Self::Timeout(_) => "DEADLINE_EXCEEDED",
             Self::Decode(_) | Self::Chain(_) => "INTERNAL",
         }
@@ -158,8 +170,15 @@ impl CaClient {
         &self.metrics
     }
 
+    /// The validity that is asked for.
+    #[must_use]
+    pub const fn ttl(&self) -> Duration {
+        self.config.ttl
+    }
+
     /// Has `csr_pem` signed. `public_key` are the bits of the key in the CSR: the leaf must carry
-    /// them. Up to five tries, each on a new connection with the token and roots read anew.
+    /// them. Up to five tries with waits of at most `longest_wait`, each on a new connection with
+    /// the token and roots read anew.
     ///
     /// # Errors
     /// The error of the last try.
@@ -167,10 +186,11 @@ impl CaClient {
         &self,
         csr_pem: &str,
         public_key: &[u8],
+        longest_wait: Duration,
     ) -> Result<CheckedChain, CaError> {
         let started = Instant::now();
         self.metrics.requests.fetch_add(1, Ordering::Relaxed);
-        let result = self.retry(csr_pem, public_key).await;
+        let result = self.retry(csr_pem, public_key, longest_wait).await;
         let elapsed = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.metrics
             .latency_ms
@@ -181,39 +201,69 @@ impl CaClient {
         result
     }
 
-    async fn retry(&self, csr_pem: &str, public_key: &[u8]) -> Result<CheckedChain, CaError> {
+    async fn retry(
+        &self,
+        csr_pem: &str,
+        public_key: &[u8],
+        longest_wait: Duration,
+    ) -> Result<CheckedChain, CaError> {
         let mut attempt = 1;
         loop {
-            let error = match self
-                .try_once(csr_pem)
-                .await
-                .and_then(|chain| check_chain(&chain, public_key).map_err(CaError::from))
+            let (sent, result) = match self.config.metadata.headers().await {
+                Ok(headers) => {
+                    let token = headers.get(AUTHORIZATION).cloned();
+                    (token, self.try_once(csr_pem, headers).await)
+                }
+                Err(error) => (None, Err(error.into())),
+            };
+            let now = self.config.clock.now();
+            let error = match result
+                .and_then(|chain| check_chain(chain, public_key, now).map_err(CaError::from))
             {
                 Ok(chain) => return Ok(chain),
                 Err(error) => error,
             };
-            if attempt >= ATTEMPTS || !error.is_transient() {
+            // The kubelet may have replaced an expired token while it was under way; the same one
+            // is not shown twice.
+            let again = match &error {
+                CaError::Call(call) if call.status().code() == Code::Unauthenticated => {
+                    self.token().await != sent
+                }
+                other => other.is_transient(),
+            };
+            if attempt >= ATTEMPTS || !again {
                 return Err(error);
             }
             tracing::debug!(%error, attempt, "certificate request failed, trying again");
             self.metrics.retries.fetch_add(1, Ordering::Relaxed);
             let jitter = rand::rng().random_range(0.9..1.1);
-            tokio::time::sleep((FIRST_WAIT * (1 << (attempt - 1))).mul_f64(jitter)).await;
+            let wait = (FIRST_WAIT * (1 << (attempt - 1))).mul_f64(jitter);
+            self.config.clock.sleep(wait.min(longest_wait)).await;
             attempt += 1;
         }
     }
 
-    async fn try_once(&self, csr_pem: &str) -> Result<Vec<String>, CaError> {
+    /// The `authorization` header as it would be sent now.
+    async fn token(&self) -> Option<HeaderValue> {
+        let headers = self.config.metadata.headers().await.ok()?;
+        headers.get(AUTHORIZATION).cloned()
+    }
+
+    async fn try_once(&self, csr_pem: &str, headers: HeaderMap) -> Result<Vec<String>, CaError> {
         let limit = self.config.try_timeout;
-        tokio::time::timeout(limit, self.exchange(csr_pem))
+        tokio::time::timeout(limit, self.exchange(csr_pem, headers))
             .await
             .map_err(|_| CaError::Timeout(limit))?
     }
 
-    async fn exchange(&self, csr_pem: &str) -> Result<Vec<String>, CaError> {
+    async fn exchange(&self, csr_pem: &str, headers: HeaderMap) -> Result<Vec<String>, CaError> {
         let endpoint = &self.config.endpoint;
         let stream = endpoint.open().await?;
-        let mut connection = Connection::handshake(stream, endpoint.options()).await?;
+        let options = ClientOptions {
+            max_message: MAX_ANSWER,
+            ..endpoint.options()
+        };
+        let mut connection = Connection::handshake(stream, options).await?;
         let signer = MetadataValue {
             string_value: Some(self.config.cert_signer.clone()),
         };
@@ -225,9 +275,7 @@ impl CaClient {
             }),
         };
         let message = Bytes::from(request.encode_to_vec());
-        let answer = connection
-            .unary(METHOD, &self.config.metadata.headers(), message)
-            .await?;
+        let answer = connection.unary(METHOD, &headers, message).await?;
         Ok(CertificateResponse::decode(answer)?.cert_chain)
     }
 }

@@ -1,12 +1,21 @@
 //! The bearer token shown to istiod and the CA. Read anew for every RPC, never kept, never logged.
 
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use zeroize::Zeroizing;
 
+mod gce;
+mod jwt;
+
+pub use gce::{GceError, GceFetcher};
+
 /// Token of `CREDENTIAL_FETCHER_TYPE=Mock`.
 const MOCK_TOKEN: &str = "test_token";
+/// Longest token file read, bytes; istiod takes no longer headers.
+const MAX_TOKEN_FILE: u64 = 64 * 1024;
 
 /// Where the token comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,61 +23,64 @@ pub enum CredentialSource {
     /// `JWT` (default): the trimmed content of a file, usually
     /// `./var/run/secrets/tokens/istio-token`.
     JwtFile(PathBuf),
+    /// `GoogleComputeEngine`: the metadata server, asked for each RPC.
+    Gce(GceFetcher),
     /// `Mock`: the fixed token `test_token`.
     Mock,
     /// No token; mTLS or nothing authenticates.
     None,
 }
 
-/// A fetcher type that cannot be served.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// No token, where one is a must.
+#[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
-    /// `GoogleComputeEngine` needs Google's metadata server, which is not implemented.
-    #[error("CREDENTIAL_FETCHER_TYPE=GoogleComputeEngine is not supported")]
-    GoogleComputeEngine,
-    /// Not a type at all.
-    #[error("invalid credential fetcher type {0:?} (CREDENTIAL_FETCHER_TYPE)")]
-    UnknownType(String),
+    /// The metadata server gave none.
+    #[error("token of the metadata server: {0}")]
+    Gce(#[from] GceError),
 }
 
 impl CredentialSource {
-    /// The source that `CREDENTIAL_FETCHER_TYPE` names; `token_file` is used by `JWT`.
-    ///
-    /// # Errors
-    /// For unknown and unsupported types.
-    pub fn from_type(kind: &str, token_file: PathBuf) -> Result<Self, CredentialError> {
-        match kind {
-            "" | "JWT" => Ok(Self::JwtFile(token_file)),
-            "Mock" => Ok(Self::Mock),
-            "GoogleComputeEngine" => Err(CredentialError::GoogleComputeEngine),
-            other => Err(CredentialError::UnknownType(other.to_owned())),
-        }
-    }
-
     /// The token as it is now. A missing or empty file is a warning and no token: the request is
     /// sent all the same, so that a client certificate can authenticate it.
-    #[must_use]
-    pub fn token(&self) -> Option<Zeroizing<String>> {
-        match self {
+    ///
+    /// # Errors
+    /// If the metadata server was asked and gave none.
+    pub async fn token(&self) -> Result<Option<Zeroizing<String>>, CredentialError> {
+        Ok(match self {
             Self::None => None,
             Self::Mock => Some(Zeroizing::new(MOCK_TOKEN.to_owned())),
-            Self::JwtFile(path) => match std::fs::read_to_string(path) {
-                Ok(text) => {
-                    let text = Zeroizing::new(text);
-                    let token = text.trim();
-                    if token.is_empty() {
-                        tracing::warn!(path = %path.display(), "token file is empty");
-                        return None;
+            Self::Gce(fetcher) => Some(fetcher.fetch().await?),
+            Self::JwtFile(path) => match read_token(path) {
+                Ok(token) => {
+                    if jwt::expiry(&token).is_some_and(|expiry| expiry <= SystemTime::now()) {
+                        tracing::warn!(path = %path.display(), "token is expired");
                     }
-                    Some(Zeroizing::new(token.to_owned()))
+                    Some(token)
                 }
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "failed to read token file");
                     None
                 }
             },
-        }
+        })
     }
+}
+
+/// The trimmed content of a token file.
+fn read_token(path: &Path) -> io::Result<Zeroizing<String>> {
+    let file = std::fs::File::open(path)?;
+    // All at once: a growing buffer would leave copies behind.
+    let size = file.metadata()?.len().min(MAX_TOKEN_FILE) + 1;
+    let mut text = Zeroizing::new(String::with_capacity(usize::try_from(size).unwrap_or(0)));
+    file.take(MAX_TOKEN_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_TOKEN_FILE {
+        return Err(io::Error::other("longer than 64 KiB"));
+    }
+    let token = text.trim();
+    if token.is_empty() {
+        return Err(io::Error::other("token file is empty"));
+    }
+    Ok(Zeroizing::new(token.to_owned()))
 }
 
 /// What is sent with every RPC to istiod or the CA.
@@ -84,10 +96,12 @@ pub struct RequestMetadata {
 
 impl RequestMetadata {
     /// Headers for one RPC; reads the token now.
-    #[must_use]
-    pub fn headers(&self) -> HeaderMap {
+    ///
+    /// # Errors
+    /// As [`CredentialSource::token`].
+    pub async fn headers(&self) -> Result<HeaderMap, CredentialError> {
         let mut map = HeaderMap::new();
-        if let Some(token) = self.credential.token() {
+        if let Some(token) = self.credential.token().await? {
             let bearer = Zeroizing::new(format!("Bearer {}", token.as_str()));
             match HeaderValue::from_str(&bearer) {
                 Ok(mut value) => {
@@ -106,7 +120,7 @@ impl RequestMetadata {
         for (name, value) in &self.headers {
             map.insert(name.clone(), value.clone());
         }
-        map
+        Ok(map)
     }
 }
 
@@ -114,8 +128,8 @@ impl RequestMetadata {
 mod tests {
     use super::*;
 
-    #[test]
-    fn token_is_read_anew_and_trimmed_and_may_be_missing() {
+    #[tokio::test]
+    async fn token_is_read_anew_and_trimmed_and_may_be_missing() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("istio-token");
         let metadata = RequestMetadata {
@@ -126,10 +140,11 @@ mod tests {
                 HeaderValue::from_static("1"),
             )],
         };
-        assert!(metadata.headers().get("authorization").is_none());
+        let headers = async || metadata.headers().await.expect("headers");
+        assert!(headers().await.get("authorization").is_none());
         for token in ["one", "two"] {
             std::fs::write(&path, format!("  {token}\n")).expect("write token");
-            let headers = metadata.headers();
+            let headers = headers().await;
             let value = headers.get("authorization").expect("bearer token");
             assert_eq!(
                 value.to_str().ok(),
@@ -141,29 +156,32 @@ mod tests {
             );
         }
         std::fs::write(&path, " \n").expect("write token");
-        assert!(metadata.headers().get("authorization").is_none());
+        assert!(headers().await.get("authorization").is_none());
         assert_eq!(
-            metadata
-                .headers()
-                .get("clusterid")
-                .map(HeaderValue::as_bytes),
+            headers().await.get("clusterid").map(HeaderValue::as_bytes),
             Some(&b"Kubernetes"[..])
         );
-        assert!(metadata.headers().contains_key("x-extra"));
+        assert!(headers().await.contains_key("x-extra"));
     }
 
-    #[test]
-    fn fetcher_types_other_than_jwt_and_mock_are_refused() {
-        let path = PathBuf::from("t");
-        assert_eq!(
-            CredentialSource::from_type("", path.clone()),
-            Ok(CredentialSource::JwtFile(path.clone()))
-        );
-        assert_eq!(
-            CredentialSource::from_type("Mock", path.clone()),
-            Ok(CredentialSource::Mock)
-        );
-        assert!(CredentialSource::from_type("GoogleComputeEngine", path.clone()).is_err());
-        assert!(CredentialSource::from_type("jwt", path).is_err());
+    #[tokio::test]
+    async fn token_file_of_any_length_or_content_is_bounded() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("istio-token");
+        let source = CredentialSource::JwtFile(path.clone());
+        let token = async || source.token().await.expect("no failure");
+        std::fs::write(&path, "x".repeat(64 * 1024)).expect("write");
+        assert_eq!(token().await.map(|t| t.len()), Some(64 * 1024));
+        std::fs::write(&path, "x".repeat(64 * 1024 + 1)).expect("write");
+        assert!(token().await.is_none());
+        std::fs::write(&path, [0xff, 0xfe]).expect("write");
+        assert!(token().await.is_none());
+        std::fs::write(&path, "line\nbreak").expect("write");
+        let metadata = RequestMetadata {
+            credential: source.clone(),
+            cluster_id: "two\nlines".to_owned(),
+            headers: Vec::new(),
+        };
+        assert!(metadata.headers().await.expect("headers").is_empty());
     }
 }

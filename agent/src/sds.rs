@@ -16,8 +16,12 @@ use crate::secret_manager::SecretManager;
 use crate::uds::{self, SocketFile, UdsError};
 
 mod encode;
+mod key_provider;
 mod stream;
 
+pub use key_provider::{KeyProvider, KeyProviderError};
+
+use encode::Encoding;
 use stream::Stream;
 
 const STREAM_SECRETS: &str = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
@@ -37,6 +41,8 @@ pub struct SdsConfig {
     /// The CRL referred to in validation contexts if it exists when they are made;
     /// `/var/run/secrets/istio/crl/ca-crl.pem`, or `None` without `PILOT_ENABLE_CA_CRL`.
     pub crl: Option<PathBuf>,
+    /// ProxyConfig `privateKeyProvider`.
+    pub key_provider: Option<KeyProvider>,
     /// gRPC settings.
     pub server: ServerOptions,
 }
@@ -58,7 +64,7 @@ pub struct SdsMetrics {
 #[derive(Debug)]
 pub(crate) struct Shared {
     secrets: SecretManager,
-    crl: Option<PathBuf>,
+    encoding: Encoding,
     versions: AtomicU64,
     metrics: Arc<SdsMetrics>,
 }
@@ -93,7 +99,10 @@ impl SdsServer {
             options: config.server,
             shared: Arc::new(Shared {
                 secrets,
-                crl: config.crl,
+                encoding: Encoding {
+                    crl: config.crl,
+                    key_provider: config.key_provider,
+                },
                 versions: AtomicU64::new(0),
                 metrics: Arc::default(),
             }),

@@ -1,39 +1,42 @@
 //! Workload certificate and trusted roots: made, renewed, watched, handed to subscribers.
 //! A working secret is never replaced by a bad one and never taken away; keys stay in memory.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use rand::RngExt;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::ca_client::{CaClient, CaError};
+use crate::ca_client::CaClient;
 
+mod clock;
 mod der;
+mod events;
 mod files;
+mod follow;
+mod issue;
 mod key;
 mod output;
 mod rotation;
 mod value;
 
+pub use clock::{Clock, Sleep, SystemClock};
 pub use files::{FileError, MountedFiles};
 pub use key::{KeyAlgorithm, KeyAndCsr, KeyConfig, KeyError, generate};
 pub use output::OutputCerts;
 pub use rotation::RotationConfig;
 pub use value::SecretValue;
 
-use files::{FileSecret, FileWatches};
-use value::{concatenate_chain, merge_roots};
+use files::FileSecret;
+use follow::FileWatches;
+use issue::{Issued, Parts, issue_loop};
+use value::{merge_roots, usable_roots};
 
 /// Name of the workload certificate.
 pub const WORKLOAD_CERTIFICATE: &str = "default";
 /// Name of the trusted roots.
 pub const ROOT_CA: &str = "ROOTCA";
-/// Longest single sleep: the wall clock is looked at again, since it may jump.
-const CLOCK_CHECK: Duration = Duration::from_secs(600);
 
 /// A subscription: `None` until the secret exists, then always a value.
 pub type SecretReceiver = watch::Receiver<Option<Arc<SecretValue>>>;
@@ -52,6 +55,8 @@ pub enum WorkloadSource {
     Ca(Arc<CaClient>),
     /// Mounted files, watched.
     Files(MountedFiles),
+    /// Mounted files for what they have at the start, the CA for the rest.
+    FilesAndCa(MountedFiles, Arc<CaClient>),
     /// Somebody else serves identities: only `file-cert:` and `file-root:` names exist.
     FileNamesOnly,
 }
@@ -67,12 +72,16 @@ pub struct SecretManagerConfig {
     pub rotation: RotationConfig,
     /// Where identities come from.
     pub source: WorkloadSource,
-    /// How often watched files are looked at; default 2 s.
+    /// How often watched files are looked at although nothing happened to them; default 10 s.
     pub file_poll: Duration,
     /// `FILE_DEBOUNCE_DURATION`: first retry when mounted files do not parse; default 100 ms.
     pub file_retry: Duration,
     /// `OUTPUT_CERTS`.
     pub output: Option<OutputCerts>,
+    /// Trust anchors beside the CA's, always (ProxyConfig `caCertificatesPem`).
+    pub anchors: Vec<String>,
+    /// Time for validity and renewal.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl SecretManagerConfig {
@@ -84,9 +93,11 @@ impl SecretManagerConfig {
             key: KeyConfig::default(),
             rotation: RotationConfig::default(),
             source,
-            file_poll: Duration::from_secs(2),
+            file_poll: Duration::from_secs(10),
             file_retry: Duration::from_millis(100),
             output: None,
+            anchors: Vec::new(),
+            clock: Arc::new(SystemClock),
         }
     }
 }
@@ -109,21 +120,13 @@ pub struct SecretStatus {
 #[error("unknown secret {0:?}")]
 pub struct UnknownSecret(pub String);
 
-#[derive(Debug, thiserror::Error)]
-enum IssueError {
-    #[error(transparent)]
-    Ca(#[from] CaError),
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    #[error("key generation task failed")]
-    Task,
-}
-
 #[derive(Debug, Default)]
 struct Roots {
     /// Root bundle of the last certificate.
     ca: Option<String>,
-    /// Anchors from the mesh configuration (PCDS).
+    /// Anchors from the mesh configuration (PCDS), as received.
+    received: Vec<String>,
+    /// The usable ones of them.
     extra: Vec<String>,
 }
 
@@ -133,6 +136,7 @@ struct Inner {
     workload: SecretSender,
     roots: SecretSender,
     root_parts: Mutex<Roots>,
+    issued: Mutex<Option<Issued>>,
     status: watch::Sender<SecretStatus>,
     renew: Notify,
     files: FileWatches,
@@ -158,29 +162,51 @@ impl SecretManager {
     /// Starts on the current runtime. With a CA, the first request is sent at once, and renewal
     /// happens whether or not anybody subscribes.
     #[must_use]
-    pub fn spawn(config: SecretManagerConfig) -> Self {
+    pub fn spawn(mut config: SecretManagerConfig) -> Self {
+        config.anchors = usable_anchors(&config.anchors);
         let files = FileWatches::new(config.file_poll, config.file_retry);
         let inner = Arc::new(Inner {
             workload: watch::channel(None).0,
             roots: watch::channel(None).0,
             root_parts: Mutex::default(),
+            issued: Mutex::default(),
             status: watch::channel(SecretStatus::default()).0,
             renew: Notify::new(),
             files,
             config,
         });
         let mut tasks = Vec::new();
+        let follow = |secret: FileSecret| {
+            // The task must not keep the manager alive.
+            let weak = Arc::downgrade(&inner);
+            tokio::spawn(inner.files.follow(secret, move |value| {
+                if let Some(inner) = weak.upgrade() {
+                    inner.publish(value);
+                }
+            }))
+        };
+        let issue = |ca: &Arc<CaClient>, parts| {
+            tokio::spawn(issue_loop(Arc::clone(&inner), Arc::clone(ca), parts))
+        };
         match &inner.config.source {
-            WorkloadSource::Ca(ca) => {
-                tasks.push(tokio::spawn(issue_loop(Arc::clone(&inner), Arc::clone(ca))));
-            }
+            WorkloadSource::Ca(ca) => tasks.push(issue(ca, Parts::ALL)),
             WorkloadSource::Files(mounted) => {
-                for (secret, sender) in [
-                    (mounted.certificate(), &inner.workload),
-                    (mounted.root(), &inner.roots),
-                ] {
-                    let task = inner.files.follow(secret, sender.clone());
-                    tasks.push(tokio::spawn(task));
+                tasks.push(follow(mounted.certificate()));
+                tasks.push(follow(mounted.root()));
+            }
+            WorkloadSource::FilesAndCa(mounted, ca) => {
+                let wanted = Parts {
+                    certificate: !mounted.certificate_present(),
+                    roots: !mounted.root_present(),
+                };
+                if !wanted.certificate {
+                    tasks.push(follow(mounted.certificate()));
+                }
+                if !wanted.roots {
+                    tasks.push(follow(mounted.root()));
+                }
+                if wanted.certificate || wanted.roots {
+                    tasks.push(issue(ca, wanted));
                 }
             }
             WorkloadSource::FileNamesOnly => {}
@@ -219,15 +245,28 @@ impl SecretManager {
         self.inner.files.failures()
     }
 
+    /// `num_file_watcher_failures_total`.
+    #[must_use]
+    pub fn watcher_failures(&self) -> u64 {
+        self.inner.files.watcher_failures()
+    }
+
     /// Further trust anchors from the mesh configuration (PCDS). A change pushes `ROOTCA` and
-    /// requests a new certificate; the same list does nothing.
+    /// requests a new certificate; the same list does nothing. A list without any usable anchor
+    /// does not replace one.
     pub fn set_extra_roots(&self, anchors: Vec<String>) {
         {
             let mut parts = self.inner.root_parts.lock();
-            if parts.extra == anchors {
+            if parts.received == anchors {
                 return;
             }
-            parts.extra = anchors;
+            let usable = usable_anchors(&anchors);
+            if usable.is_empty() && !anchors.is_empty() {
+                tracing::error!("no usable trust anchor in caCertificatesPem, kept the old ones");
+                return;
+            }
+            parts.received = anchors;
+            parts.extra = usable;
         }
         self.inner.publish_roots();
         self.inner.renew.notify_one();
@@ -235,115 +274,56 @@ impl SecretManager {
 }
 
 impl Inner {
-    async fn issue(&self, ca: &CaClient) -> Result<SystemTime, IssueError> {
-        let (key_config, identity) = (self.config.key, self.config.identity.clone());
-        let key = tokio::task::spawn_blocking(move || generate(key_config, &identity))
-            .await
-            .map_err(|_| IssueError::Task)??;
-        let chain = ca.create_certificate(&key.csr_pem, &key.public_key).await?;
-        self.root_parts.lock().ca = Some(chain.root().to_owned());
-        // Roots first: peers with a certificate of the new root must be trusted from now on.
-        self.publish_roots();
-        let value = Arc::new(SecretValue::Certificate {
-            chain: concatenate_chain(&chain.elements),
-            key: key.key_pem,
-        });
-        self.write_output(&value);
-        self.workload.send_replace(Some(value));
-        Ok(chain.not_after)
-    }
-
     fn publish_roots(&self) {
         let merged = {
             let parts = self.root_parts.lock();
             let Some(ca) = &parts.ca else {
                 return;
             };
-            let extra = parts.extra.iter().map(String::as_str);
-            merge_roots(std::iter::once(ca.as_str()).chain(extra))
+            let further = self.config.anchors.iter().chain(&parts.extra);
+            merge_roots(std::iter::once(ca).chain(further).map(String::as_str))
         };
-        let value = Arc::new(SecretValue::Roots(merged));
-        let changed = self.roots.send_if_modified(|current| {
-            let changed = current.as_ref() != Some(&value);
+        self.publish(Arc::new(SecretValue::Roots(merged)));
+    }
+
+    /// Hands `value` to subscribers and files, unless it is the one they have.
+    fn publish(&self, value: Arc<SecretValue>) {
+        let sender = match &*value {
+            SecretValue::Certificate { not_after, .. } => {
+                let not_after = *not_after;
+                self.status
+                    .send_modify(|status| status.not_after = not_after);
+                &self.workload
+            }
+            SecretValue::Roots(_) => &self.roots,
+        };
+        let mut changed = false;
+        let mut first = false;
+        sender.send_if_modified(|current| {
+            first = current.is_none();
+            changed = current.as_ref() != Some(&value);
             if changed {
                 *current = Some(Arc::clone(&value));
             }
             changed
         });
-        if changed {
-            self.write_output(&value);
+        if !changed {
+            return;
         }
-    }
-
-    fn write_output(&self, value: &SecretValue) {
+        if !first && matches!(*value, SecretValue::Roots(_)) {
+            tracing::info!("trusted roots changed");
+        }
         if let Some(output) = &self.config.output
-            && let Err(error) = output.write(value)
+            && let Err(error) = output.write(&value)
         {
             tracing::error!(dir = %output.dir.display(), %error, "failed to output certificates");
         }
     }
 }
 
-/// Requests certificates for ever: renewal before expiry, back-off after failures.
-async fn issue_loop(inner: Arc<Inner>, ca: Arc<CaClient>) {
-    let mut failures = 0u32;
-    loop {
-        let random = rand::rng().random_range(-1.0..1.0);
-        let rotation = inner.config.rotation;
-        let wait = match inner.issue(&ca).await {
-            Ok(not_after) => {
-                failures = 0;
-                inner.status.send_modify(|status| {
-                    status.last_error = None;
-                    status.not_after = Some(not_after);
-                    status.issued += 1;
-                });
-                let lifetime = not_after
-                    .duration_since(SystemTime::now())
-                    .unwrap_or_default();
-                let delay = rotation.delay(lifetime, random);
-                tracing::info!(
-                    lifetime_secs = lifetime.as_secs(),
-                    renewal_secs = delay.as_secs(),
-                    "generated new workload certificate"
-                );
-                delay
-            }
-            Err(error) => {
-                failures = failures.saturating_add(1);
-                let wait = rotation.retry_wait(failures, random);
-                tracing::warn!(%error, retry_ms = wait.as_millis(), "failed to get a certificate");
-                inner.status.send_modify(|status| {
-                    status.last_error = Some(error.to_string());
-                    status.failures += 1;
-                });
-                wait
-            }
-        };
-        tokio::select! {
-            () = sleep_wall_clock(wait) => {}
-            () = inner.renew.notified() => {}
-        }
-    }
-}
-
-/// Sleeps by the wall clock, which certificates follow, not by the monotonic one alone.
-async fn sleep_wall_clock(wait: Duration) {
-    let deadline = SystemTime::now() + wait;
-    while let Ok(left) = deadline.duration_since(SystemTime::now()) {
-        if left.is_zero() {
-            return;
-        }
-        tokio::time::sleep(left.min(CLOCK_CHECK)).await;
-    }
-}
-
-/// The directories in which mounted workload certificates are looked for, relative to the working
-/// directory, in order.
-#[must_use]
-pub fn mounted_directories() -> [PathBuf; 2] {
-    [
-        "./var/run/secrets/workload-spiffe-credentials".into(),
-        "./etc/certs".into(),
-    ]
+fn usable_anchors(anchors: &[String]) -> Vec<String> {
+    let blocks = anchors
+        .iter()
+        .flat_map(|pem| usable_roots(pem, &"caCertificatesPem"));
+    blocks.map(str::to_owned).collect()
 }

@@ -6,17 +6,22 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use outrigger_xds::grpc::ServerOptions;
+use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::bootstrap::{self, BootstrapError};
 use crate::ca_client::CaClient;
+use crate::credential::CredentialSource;
 use crate::dns::ListenError;
 use crate::health::HealthConfig;
 use crate::metrics::{Metrics, Page};
-use crate::options::security::{Security, SecurityError};
+use crate::options::security::{Mounted, Security, SecurityError};
 use crate::options::{Options, OptionsError};
 use crate::platform::{Detection, PlatformConfig};
-use crate::sds::{self, SdsConfig, SdsProvider, SdsProviderError, SdsServer};
+use crate::sds::{
+    self, KeyProvider, KeyProviderError, SdsConfig, SdsProvider, SdsProviderError, SdsServer,
+};
 use crate::secret_manager::{
     SecretManager, SecretManagerConfig, SecretStatus, WorkloadSource, spiffe_id,
 };
@@ -36,7 +41,8 @@ const CREDENTIAL_SOCKET: &str = "./var/run/secrets/credential-uds/socket";
 const FILES_SOCKET: &str = "./var/run/secrets/credential-uds/files-socket";
 /// The agent's own SDS socket is always named so.
 const OWN_SOCKET: &str = "socket";
-const CRL: &str = "/var/run/secrets/istio/crl/ca-crl.pem";
+/// Longest SDS request, bytes: a node and some names.
+const MAX_SDS_REQUEST: usize = 4 << 20;
 
 /// Why the agent cannot start; code 255.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +73,9 @@ pub enum StartError {
         /// System error.
         source: std::io::Error,
     },
+    /// Accelerator for keys.
+    #[error("ProxyConfig: {0}")]
+    KeyProvider(#[from] KeyProviderError),
     /// A socket.
     #[error(transparent)]
     Socket(#[from] UdsError),
@@ -192,18 +201,25 @@ async fn connect(
         environment: &options.environment,
         settings: &options.settings,
         compliance: options.compliance,
+        directory: Path::new("."),
     };
     let secrets = secrets(options, &security, provider, metrics)?;
+    if let CredentialSource::Gce(fetcher) = security.credential()? {
+        services.spawn(fetcher.keep_fresh());
+    }
     if !options.disable_envoy {
         let socket = match provider {
             SdsProvider::External => PathBuf::from(FILES_SOCKET),
             SdsProvider::Own => Path::new(WORKLOAD_UDS).join(OWN_SOCKET),
         };
-        let crl = options.environment.boolean("PILOT_ENABLE_CA_CRL", true);
         let config = SdsConfig {
             socket,
-            crl: crl.then(|| PathBuf::from(CRL)),
-            server: security.server(),
+            crl: security.crl(),
+            key_provider: KeyProvider::parse(&options.config.to_json())?,
+            server: ServerOptions {
+                max_message: MAX_SDS_REQUEST,
+                ..security.server()
+            },
         };
         let server = SdsServer::bind(config, secrets.clone())?;
         let counters = server.metrics();
@@ -265,29 +281,28 @@ fn secrets(
     metrics: &Metrics,
 ) -> Result<SecretManager, StartError> {
     let mut ca = None;
+    let mut client = || -> Result<_, SecurityError> {
+        let client = Arc::new(CaClient::new(security.ca()?));
+        ca = Some(client.clone());
+        Ok(client)
+    };
     let source = match (provider, security.mounted()?) {
         (SdsProvider::External, _) => WorkloadSource::FileNamesOnly,
-        (SdsProvider::Own, Some(files)) => WorkloadSource::Files(files),
-        (SdsProvider::Own, None) => {
-            let client = Arc::new(CaClient::new(security.ca()?));
-            ca = Some(client.clone());
-            WorkloadSource::Ca(client)
-        }
+        (SdsProvider::Own, Mounted::All(files)) => WorkloadSource::Files(files),
+        (SdsProvider::Own, Mounted::Some(files)) => WorkloadSource::FilesAndCa(files, client()?),
+        (SdsProvider::Own, Mounted::Nothing) => WorkloadSource::Ca(client()?),
     };
-    let trust_domain = options.environment.text_or("TRUST_DOMAIN", "cluster.local");
     let identity = spiffe_id(
-        &trust_domain,
+        &security.trust_domain(),
         &options.node.namespace,
         &options.node.service_account,
     );
-    let retry = std::time::Duration::from_millis(100);
     let manager = SecretManager::spawn(SecretManagerConfig {
         key: security.keys()?,
         rotation: security.rotation(),
         output: security.output(),
-        file_retry: options
-            .environment
-            .duration("FILE_DEBOUNCE_DURATION", retry),
+        anchors: static_anchors(options),
+        file_retry: security.file_retry(),
         ..SecretManagerConfig::new(identity, source)
     });
     let status = manager.status();
@@ -304,8 +319,23 @@ fn secrets(
             &[],
             files.file_failures(),
         );
+        let help = "Number of times watching files failed";
+        page.counter(
+            "num_file_watcher_failures_total",
+            help,
+            &[],
+            files.watcher_failures(),
+        );
     });
     Ok(manager)
+}
+
+/// ProxyConfig `caCertificatesPem`; what PCDS delivers comes in addition.
+fn static_anchors(options: &Options) -> Vec<String> {
+    let config = options.config.to_json();
+    let anchors = config.get("caCertificatesPem").and_then(Value::as_array);
+    let anchors = anchors.into_iter().flatten().filter_map(Value::as_str);
+    anchors.map(str::to_owned).collect()
 }
 
 /// An external credential server is used if it answers; a dead socket is removed, so that the

@@ -138,7 +138,7 @@ async fn request_carries_token_cluster_and_validity_over_tls() {
             answer(call, vec![leaf, authority.root_pem.clone()]).await;
         };
         let (chain, ()) = tokio::join!(
-            client.create_certificate(&key.csr_pem, &key.public_key),
+            client.create_certificate(&key.csr_pem, &key.public_key, Duration::MAX),
             serve
         );
         let chain = chain.expect("certificate");
@@ -159,14 +159,14 @@ async fn root_file_is_read_for_each_connection() {
     let mut plane = ControlPlane::start(Some(&right)).await;
     let client = ca_client(plane.address, Some(&root), &token);
     let key = generate(KeyConfig::default(), &identity()).expect("key");
-    let error = within(client.create_certificate(&key.csr_pem, &key.public_key))
+    let error = within(client.create_certificate(&key.csr_pem, &key.public_key, Duration::MAX))
         .await
         .expect_err("server is not trusted");
     assert!(error.to_string().contains("TLS handshake"), "{error}");
     assert_eq!(client.metrics().retries.load(Ordering::Relaxed), 4);
     std::fs::write(&root, &right.root_pem).expect("root");
     let (chain, ()) = tokio::join!(
-        client.create_certificate(&key.csr_pem, &key.public_key),
+        client.create_certificate(&key.csr_pem, &key.public_key, Duration::MAX),
         async { issue(plane.call().await, &right, DAY).await }
     );
     chain.expect("certificate with the new root");
@@ -180,7 +180,7 @@ async fn transient_codes_are_tried_again_and_others_are_not() {
     let client = ca_client(plane.address, None, &dir.path().join("token"));
     let key = generate(KeyConfig::default(), &identity()).expect("key");
     let (chain, ()) = tokio::join!(
-        client.create_certificate(&key.csr_pem, &key.public_key),
+        client.create_certificate(&key.csr_pem, &key.public_key, Duration::MAX),
         async {
             for status in [
                 Status::unavailable("x"),
@@ -194,7 +194,7 @@ async fn transient_codes_are_tried_again_and_others_are_not() {
     );
     chain.expect("certificate after three failures");
     let (error, ()) = tokio::join!(
-        client.create_certificate(&key.csr_pem, &key.public_key),
+        client.create_certificate(&key.csr_pem, &key.public_key, Duration::MAX),
         async {
             plane
                 .call()
@@ -243,7 +243,7 @@ async fn bad_chains_are_typed_errors() {
     ];
     for (index, (chain, expected)) in table.into_iter().enumerate() {
         let (result, ()) = tokio::join!(
-            client.create_certificate(&key.csr_pem, &key.public_key),
+            client.create_certificate(&key.csr_pem, &key.public_key, Duration::MAX),
             async {
                 answer(plane.call().await, chain).await;
             }
@@ -264,7 +264,8 @@ fn manager_config(source: WorkloadSource) -> SecretManagerConfig {
         max_retry: Duration::from_millis(20),
         ..RotationConfig::default()
     };
-    config.file_poll = Duration::from_millis(20);
+    // What changes must be seen by events.
+    config.file_poll = Duration::from_secs(3600);
     config.file_retry = Duration::from_millis(5);
     config
 }

@@ -68,6 +68,7 @@ impl Fixture {
         let config = SdsConfig {
             socket: socket.clone(),
             crl: Some(dir.path().join("crl.pem")),
+            key_provider: None,
             server: ServerOptions::default(),
         };
         let server = SdsServer::bind(config, manager.clone()).expect("bind");
@@ -313,6 +314,15 @@ async fn requests_that_break_the_rules_end_the_stream_with_a_status() {
             "unknown secret",
         ),
         (vec![0; 5 << 20], Code::ResourceExhausted, "limit"),
+        (
+            DiscoveryRequest {
+                resource_names: (0..1001).map(|n| format!("file-root:/none/{n}")).collect(),
+                ..request(&[], "")
+            }
+            .encode_to_vec(),
+            Code::ResourceExhausted,
+            "1001 secrets on one stream",
+        ),
     ] {
         let mut client = Client::open(&f.socket, STREAM).await;
         client.send_bytes(message);

@@ -1,11 +1,12 @@
 //! The way to istiod and to the CA: name, TCP, TLS with the mounted roots, each said apart.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::{Check, span};
 use crate::istiod::{ConnectError, IstiodConnector};
 use crate::options::Options;
-use crate::options::security::{Security, SecurityError};
+use crate::options::security::{Mounted, Security, SecurityError};
 use crate::resolver::Resolver;
 
 pub(super) async fn checks(options: &Options, limit: Duration) -> Vec<Check> {
@@ -13,13 +14,14 @@ pub(super) async fn checks(options: &Options, limit: Duration) -> Vec<Check> {
         environment: &options.environment,
         settings: &options.settings,
         compliance: options.compliance,
+        directory: Path::new("."),
     };
     let address = options.settings.discovery_address.clone();
     let mut checks = vec![name(&address, limit).await];
     checks.push(peer("istiod", &address, security.xds(), limit).await);
     checks.push(match security.mounted() {
-        Ok(Some(_)) => Check::skipped("ca", "certificates are mounted, no CA is asked"),
-        Ok(None) => {
+        Ok(Mounted::All(_)) => Check::skipped("ca", "certificates are mounted, no CA is asked"),
+        Ok(Mounted::Some(_) | Mounted::Nothing) => {
             let explicit = options.environment.text("CA_ADDR");
             let ca = if explicit.is_empty() {
                 address

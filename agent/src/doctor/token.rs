@@ -2,7 +2,7 @@
 //! token itself and its signature are never shown.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -69,6 +69,7 @@ pub(super) fn read(options: &Options) -> Result<Claims, NoToken> {
         environment: &options.environment,
         settings: &options.settings,
         compliance: options.compliance,
+        directory: Path::new("."),
     };
     match security.metadata("XDS_HEADER_").map(|m| m.credential) {
         Ok(CredentialSource::JwtFile(path)) => read_file(path),

@@ -2,6 +2,7 @@
 //! workload's keys. Reads no secret; only checks that the files it names exist.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bootstrap_templates::{AuthPolicy, CompliancePolicy, ProxySettings};
@@ -10,30 +11,37 @@ use outrigger_xds::grpc::ServerOptions;
 
 use super::Environment;
 use crate::ca_client::CaConfig;
-use crate::credential::{CredentialError, CredentialSource, RequestMetadata};
+use crate::credential::{CredentialSource, GceFetcher, RequestMetadata};
 use crate::istiod::{
     ClientCertificate, Compliance, HttpsProxy, HttpsProxyError, IstiodConfig, IstiodConfigError,
     IstiodConnector, RootSource, TlsSettings, ca_is_plaintext, host_port,
 };
-use crate::secret_manager::{KeyAlgorithm, KeyConfig, MountedFiles, OutputCerts, RotationConfig};
+use crate::secret_manager::{
+    KeyAlgorithm, KeyConfig, KeyError, MountedFiles, OutputCerts, RotationConfig, SystemClock,
+};
 
-const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
-const LEGACY_ROOT: &str = "./etc/certs/root-cert.pem";
-const ISTIOD_ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
 /// Longest request of the proxy by default, bytes. A reconnecting proxy lists all it has in one
 /// request, which passes the 4 MiB of the reference in large meshes (istio/istio#55820).
 const MAX_REQUEST: usize = 64 << 20;
 /// gRPC's own lower bounds of the ping interval.
 const SHORTEST_CLIENT_PING: Duration = Duration::from_secs(10);
 const SHORTEST_SERVER_PING: Duration = Duration::from_secs(1);
-const WORKLOAD_FILES: &str = "./var/run/secrets/workload-spiffe-credentials";
+// Relative to `Security::directory`.
+const TOKEN_FILE: &str = "var/run/secrets/tokens/istio-token";
+const LEGACY_ROOT: &str = "etc/certs/root-cert.pem";
+const ISTIOD_ROOT: &str = "var/run/secrets/istio/root-cert.pem";
+const LEGACY_FILES: &str = "etc/certs";
+const WORKLOAD_FILES: &str = "var/run/secrets/workload-spiffe-credentials";
+
+/// Absolute, since the proxy reads it.
+const CRL: &str = "/var/run/secrets/istio/crl/ca-crl.pem";
 
 /// Settings that cannot be used; all end the agent with code 255.
 #[derive(Debug, thiserror::Error)]
 pub enum SecurityError {
-    /// Credential fetcher.
-    #[error(transparent)]
-    Credential(#[from] CredentialError),
+    /// No credential fetcher of that name.
+    #[error("invalid credential fetcher type {0:?} (CREDENTIAL_FETCHER_TYPE)")]
+    FetcherType(String),
     /// Address or server name.
     #[error(transparent)]
     Address(#[from] IstiodConfigError),
@@ -62,9 +70,20 @@ pub enum SecurityError {
         /// Folder.
         path: String,
     },
-    /// RSA keys under 2048 bits.
-    #[error("WORKLOAD_RSA_KEY_SIZE={0}: must be 2048 or more")]
-    RsaKeySize(u32),
+    /// Keys that cannot be made.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+/// Which secrets of the workload are mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mounted {
+    /// None: a CA is asked.
+    Nothing,
+    /// All, or a CA must not be asked.
+    All(MountedFiles),
+    /// What is there wins; a CA is asked for the rest.
+    Some(MountedFiles),
 }
 
 /// The environment and ProxyConfig, seen as security settings.
@@ -75,6 +94,8 @@ pub struct Security<'a> {
     pub settings: &'a ProxySettings,
     /// `COMPLIANCE_POLICY`.
     pub compliance: Option<CompliancePolicy>,
+    /// Where relative paths begin: `.`, but for tests.
+    pub directory: &'a Path,
 }
 
 impl Security<'_> {
@@ -114,6 +135,7 @@ impl Security<'_> {
                 .environment
                 .duration("SECRET_TTL", Duration::from_secs(24 * 3600)),
             try_timeout: Duration::from_secs(10),
+            clock: Arc::new(SystemClock),
         })
     }
 
@@ -146,7 +168,6 @@ impl Security<'_> {
     /// # Errors
     /// An unknown credential fetcher, or a header that cannot be sent.
     pub fn metadata(&self, prefix: &str) -> Result<RequestMetadata, SecurityError> {
-        let kind = self.environment.text_or("CREDENTIAL_FETCHER_TYPE", "JWT");
         let mut headers = Vec::new();
         for (name, value) in self.environment.with_prefix(prefix) {
             let bad = || SecurityError::Header(name.clone());
@@ -158,10 +179,34 @@ impl Security<'_> {
             headers.push((key, HeaderValue::from_str(&value).map_err(|_| bad())?));
         }
         Ok(RequestMetadata {
-            credential: CredentialSource::from_type(&kind, PathBuf::from(TOKEN_FILE))?,
+            credential: self.credential()?,
             cluster_id: self.environment.text("ISTIO_META_CLUSTER_ID"),
             headers,
         })
+    }
+
+    /// Source of tokens.
+    ///
+    /// # Errors
+    /// An unknown type.
+    pub fn credential(&self) -> Result<CredentialSource, SecurityError> {
+        let kind = self.environment.text("CREDENTIAL_FETCHER_TYPE");
+        let token_file = self.directory.join(TOKEN_FILE);
+        match kind.as_str() {
+            "" | "JWT" => Ok(CredentialSource::JwtFile(token_file)),
+            "Mock" => Ok(CredentialSource::Mock),
+            "GoogleComputeEngine" => Ok(CredentialSource::Gce(GceFetcher {
+                host: self.environment.text("GCE_METADATA_HOST"),
+                audience: self.trust_domain(),
+                token_file,
+            })),
+            _ => Err(SecurityError::FetcherType(kind)),
+        }
+    }
+
+    /// `TRUST_DOMAIN`, default `cluster.local`.
+    pub fn trust_domain(&self) -> String {
+        self.environment.text_or("TRUST_DOMAIN", "cluster.local")
     }
 
     /// gRPC settings of the unix sockets.
@@ -210,56 +255,64 @@ impl Security<'_> {
         Ok(HttpsProxy::for_host(&proxy, &exceptions, target)?)
     }
 
-    /// Certificates that are mounted instead of requested; `None` asks the CA.
+    /// Certificates that are mounted instead of requested.
     ///
     /// # Errors
     /// Promised files that are not there.
-    pub fn mounted(&self) -> Result<Option<MountedFiles>, SecurityError> {
-        let mounted = Path::new(WORKLOAD_FILES);
+    pub fn mounted(&self) -> Result<Mounted, SecurityError> {
+        let mounted = self.directory.join(WORKLOAD_FILES);
         if self.environment.text("CA_PROVIDER") == "GkeWorkloadCertificate" {
-            let files = MountedFiles::gke(mounted);
+            let files = MountedFiles::gke(&mounted);
             let missing = || SecurityError::MissingFiles {
                 variable: "CA_PROVIDER=GkeWorkloadCertificate",
-                path: WORKLOAD_FILES.to_owned(),
+                path: mounted.display().to_string(),
             };
-            return files.present().then_some(Some(files)).ok_or_else(missing);
+            return files
+                .present()
+                .then_some(Mounted::All(files))
+                .ok_or_else(missing);
         }
-        let found = crate::secret_manager::mounted_directories()
-            .iter()
-            .map(|folder| MountedFiles::in_directory(folder))
-            .find(MountedFiles::present);
-        if let Some(files) = found {
-            return Ok(Some(files));
+        let files = MountedFiles::in_directory(&mounted);
+        if files.present() {
+            return Ok(Mounted::All(files));
         }
+        let folder = self.directory.join(LEGACY_FILES);
+        let legacy = MountedFiles::in_directory(&folder);
         if self.environment.boolean("FILE_MOUNTED_CERTS", false) {
             // Served when they appear; a CA must not be asked.
-            return Ok(Some(MountedFiles::in_directory(Path::new("./etc/certs"))));
+            return Ok(Mounted::All(legacy));
         }
-        Ok(None)
+        // The agent's own output must not become its source: nothing would renew it.
+        let own_output = self
+            .output()
+            .is_some_and(|output| same_directory(&output.dir, &folder));
+        Ok(
+            match (legacy.certificate_present(), legacy.root_present()) {
+                _ if own_output => Mounted::Nothing,
+                (false, false) => Mounted::Nothing,
+                (true, true) => Mounted::All(legacy),
+                _ => Mounted::Some(legacy),
+            },
+        )
     }
 
     /// Kind of workload keys.
     ///
     /// # Errors
-    /// RSA keys under 2048 bits.
+    /// RSA keys of a size that cannot be made.
     pub fn keys(&self) -> Result<KeyConfig, SecurityError> {
-        let pkcs8 = self.environment.boolean("PKCS8_KEY", false);
-        if self.environment.text("ECC_SIGNATURE_ALGORITHM") == "ECDSA" {
-            let p384 = self.environment.text("ECC_CURVE") == "P384";
-            let algorithm = if p384 {
-                KeyAlgorithm::EcdsaP384
-            } else {
-                KeyAlgorithm::EcdsaP256
-            };
-            return Ok(KeyConfig { algorithm, pkcs8 });
-        }
-        let bits: u32 = self.environment.number("WORKLOAD_RSA_KEY_SIZE", 2048);
-        if bits < 2048 {
-            return Err(SecurityError::RsaKeySize(bits));
-        }
+        let algorithm = if self.environment.text("ECC_SIGNATURE_ALGORITHM") == "ECDSA" {
+            match self.environment.text("ECC_CURVE").as_str() {
+                "P384" => KeyAlgorithm::EcdsaP384,
+                _ => KeyAlgorithm::EcdsaP256,
+            }
+        } else {
+            KeyAlgorithm::Rsa(self.environment.number("WORKLOAD_RSA_KEY_SIZE", 2048))
+        };
+        algorithm.check()?;
         Ok(KeyConfig {
-            algorithm: KeyAlgorithm::Rsa(bits),
-            pkcs8,
+            algorithm,
+            pkcs8: self.environment.boolean("PKCS8_KEY", false),
         })
     }
 
@@ -272,6 +325,18 @@ impl Security<'_> {
                 .number("SECRET_GRACE_PERIOD_RATIO_JITTER", 0.01),
             ..RotationConfig::default()
         }
+    }
+
+    /// The CRL that validation contexts refer to, unless `PILOT_ENABLE_CA_CRL` is false.
+    pub fn crl(&self) -> Option<PathBuf> {
+        let wanted = self.environment.boolean("PILOT_ENABLE_CA_CRL", true);
+        wanted.then(|| PathBuf::from(CRL))
+    }
+
+    /// `FILE_DEBOUNCE_DURATION`: first wait before files that cannot be used are read again.
+    pub fn file_retry(&self) -> Duration {
+        self.environment
+            .duration("FILE_DEBOUNCE_DURATION", Duration::from_millis(100))
     }
 
     /// `OUTPUT_CERTS`.
@@ -337,8 +402,9 @@ impl Security<'_> {
         if let Some(root) = explicit_root(&self.environment.text("XDS_ROOT_CA")) {
             return Ok(root);
         }
-        if Path::new(LEGACY_ROOT).exists() {
-            return Ok(RootSource::File(PathBuf::from(LEGACY_ROOT)));
+        let legacy = self.directory.join(LEGACY_ROOT);
+        if legacy.exists() {
+            return Ok(RootSource::File(legacy));
         }
         if let Some(root) = self.provisioned_root() {
             return Ok(root);
@@ -356,7 +422,7 @@ impl Security<'_> {
             return Ok(root);
         }
         if self.environment.text("PILOT_CERT_PROVIDER") == "custom" {
-            return Ok(RootSource::File(PathBuf::from(LEGACY_ROOT)));
+            return Ok(RootSource::File(self.directory.join(LEGACY_ROOT)));
         }
         if let Some(root) = self.provisioned_root() {
             return Ok(root);
@@ -374,7 +440,7 @@ impl Security<'_> {
         if self.environment.text("PILOT_CERT_PROVIDER") == "none" {
             return Err(SecurityError::NoRoot(peer));
         }
-        Ok(RootSource::File(PathBuf::from(ISTIOD_ROOT)))
+        Ok(RootSource::File(self.directory.join(ISTIOD_ROOT)))
     }
 }
 
@@ -386,5 +452,16 @@ fn explicit_root(text: &str) -> Option<RootSource> {
     }
 }
 
+/// True if both names lead to the same directory, whether or not it exists.
+fn same_directory(one: &Path, other: &Path) -> bool {
+    let resolved = |path: &Path| {
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        path.canonicalize().unwrap_or(absolute)
+    };
+    resolved(one) == resolved(other)
+}
+
+#[cfg(test)]
+mod identity_tests;
 #[cfg(test)]
 mod tests;

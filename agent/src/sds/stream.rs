@@ -13,6 +13,9 @@ use tonic::Status;
 use super::{Shared, encode};
 use crate::secret_manager::SecretReceiver;
 
+/// Names on one stream. Each costs a task that follows files; the proxy opens a stream per secret.
+const MAX_NAMES: usize = 1000;
+
 struct Subscription {
     name: String,
     value: SecretReceiver,
@@ -96,6 +99,12 @@ impl Stream {
 
     /// Makes `names` the subscription, in this order; returns those that are new.
     fn subscribe(&mut self, names: &[String]) -> Result<Vec<String>, Status> {
+        if names.len() > MAX_NAMES {
+            return Err(Status::resource_exhausted(format!(
+                "{} secrets on one stream, the limit is {MAX_NAMES}",
+                names.len()
+            )));
+        }
         let mut old = std::mem::take(&mut self.subscriptions);
         let mut added = Vec::new();
         for name in names {
@@ -122,14 +131,13 @@ impl Stream {
 
     /// Sends those of `names` that exist already; the others follow when they come to be.
     async fn send(&mut self, names: &[String]) {
-        let crl = self.shared.crl.as_deref();
         let mut resources = Vec::with_capacity(names.len());
         for subscription in &mut self.subscriptions {
             if !names.contains(&subscription.name) {
                 continue;
             }
             if let Some(value) = &*subscription.value.borrow_and_update() {
-                resources.push(encode::secret(&subscription.name, value, crl));
+                resources.push(self.shared.encoding.secret(&subscription.name, value));
             }
         }
         if resources.is_empty() {
@@ -139,7 +147,9 @@ impl Stream {
         let message = encode::response(self.shared.next_version(), &self.nonce, resources);
         self.shared.metrics.pushes.fetch_add(1, Ordering::Relaxed);
         // If the client is gone, the request side of the stream ends next.
-        let _ = self.responder.send(message).await;
+        // The message is its own first piece: it is not copied next to its prefix, where the key
+        // would stay behind.
+        let _ = self.responder.start(message.len(), message).await;
     }
 }
 

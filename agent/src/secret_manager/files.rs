@@ -1,27 +1,23 @@
-//! Secrets in mounted files. Followed by content, not by events: any number of kubelet rotations
-//! through any chain of symlinks is seen within one poll interval.
+//! Secrets in mounted files: which files, what must be in them, reading them with bounds.
 
-use std::collections::HashMap;
-use std::future::Future;
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use super::value::certificate_blocks;
-use super::{SecretReceiver, SecretSender, SecretValue};
+use super::SecretValue;
+use super::value::{leaf_not_after, usable_roots};
 use crate::istiod::SYSTEM_ROOTS;
+
+/// Longest file read, bytes. A system bundle takes a quarter of a megabyte.
+const MAX_FILE: u64 = 4 << 20;
 
 /// Files of the workload identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,9 +55,19 @@ impl MountedFiles {
     /// True if all three exist and are not empty.
     #[must_use]
     pub fn present(&self) -> bool {
-        [&self.chain, &self.key, &self.root]
-            .into_iter()
-            .all(|path| std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() > 0))
+        self.certificate_present() && self.root_present()
+    }
+
+    /// True if chain and key exist and are not empty.
+    #[must_use]
+    pub fn certificate_present(&self) -> bool {
+        not_empty(&self.chain) && not_empty(&self.key)
+    }
+
+    /// True if the root file exists and is not empty.
+    #[must_use]
+    pub fn root_present(&self) -> bool {
+        not_empty(&self.root)
     }
 
     pub(super) fn certificate(&self) -> FileSecret {
@@ -74,6 +80,10 @@ impl MountedFiles {
     pub(super) fn root(&self) -> FileSecret {
         FileSecret::Root(self.root.clone())
     }
+}
+
+fn not_empty(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() > 0)
 }
 
 /// Mounted files that cannot be served.
@@ -130,7 +140,16 @@ impl FileSecret {
         }
     }
 
-    fn read(&self) -> Result<Content, FileError> {
+    /// The files to watch.
+    pub(super) fn paths(&self) -> Vec<&Path> {
+        match self {
+            Self::Certificate { chain, key } => vec![chain, key],
+            Self::Root(path) => vec![path],
+            Self::SystemRoot => vec![system_root()],
+        }
+    }
+
+    pub(super) fn read(&self) -> Result<Content, FileError> {
         match self {
             Self::Certificate { chain, key } => {
                 let chain = read(chain)?;
@@ -143,42 +162,43 @@ impl FileSecret {
                 first: read(path)?,
                 second: Zeroizing::default(),
             }),
-            Self::SystemRoot => {
-                let path = SYSTEM_ROOTS
-                    .iter()
-                    .map(Path::new)
-                    .find(|path| path.exists());
-                let path = path.unwrap_or(Path::new(SYSTEM_ROOTS[0]));
-                Ok(Content {
-                    first: read(path)?,
-                    second: Zeroizing::default(),
-                })
-            }
+            Self::SystemRoot => Ok(Content {
+                first: read(system_root())?,
+                second: Zeroizing::default(),
+            }),
         }
     }
 
-    fn check(&self, content: Content) -> Result<SecretValue, FileError> {
+    pub(super) fn check(&self, content: Content) -> Result<SecretValue, FileError> {
         match self {
             Self::Certificate { chain, key } => {
                 check_pair(chain, key, &content)?;
                 Ok(SecretValue::Certificate {
+                    not_after: leaf_not_after(&content.first),
                     chain: Bytes::copy_from_slice(&content.first),
                     key: content.second,
                 })
             }
             Self::Root(path) => check_roots(path, &content.first),
-            Self::SystemRoot => check_roots(Path::new("system roots"), &content.first),
+            Self::SystemRoot => check_roots(system_root(), &content.first),
         }
     }
 }
 
-struct Content {
+/// The OS bundle in use; the usual one if there is none yet.
+fn system_root() -> &'static Path {
+    let mut paths = SYSTEM_ROOTS.iter().map(Path::new);
+    let found = paths.find(|path| path.exists());
+    found.unwrap_or(Path::new(SYSTEM_ROOTS[0]))
+}
+
+pub(super) struct Content {
     first: Zeroizing<Vec<u8>>,
     second: Zeroizing<Vec<u8>>,
 }
 
 impl Content {
-    fn hash(&self) -> Vec<u8> {
+    pub(super) fn hash(&self) -> Vec<u8> {
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(&(self.first.len() as u64).to_be_bytes());
         context.update(&self.first);
@@ -187,13 +207,30 @@ impl Content {
     }
 }
 
+/// A regular file of bounded length. Names come from clients: a device would never end, a pipe
+/// never begin.
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
-    std::fs::read(path)
-        .map(Zeroizing::new)
-        .map_err(|source| FileError::Read {
-            path: path.to_owned(),
-            source,
-        })
+    let attempt = || {
+        let mut options = std::fs::OpenOptions::new();
+        let flags = libc::O_NONBLOCK;
+        let file = options.read(true).custom_flags(flags).open(path)?;
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        // All at once: a growing buffer would leave copies of a key behind.
+        let size = usize::try_from(meta.len().min(MAX_FILE) + 1).unwrap_or(0);
+        let mut content = Zeroizing::new(Vec::with_capacity(size));
+        file.take(MAX_FILE + 1).read_to_end(&mut content)?;
+        if content.len() as u64 > MAX_FILE {
+            return Err(io::Error::other("longer than 4 MiB"));
+        }
+        Ok(content)
+    };
+    attempt().map_err(|source| FileError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn check_pair(chain: &Path, key: &Path, content: &Content) -> Result<(), FileError> {
@@ -219,119 +256,14 @@ fn check_pair(chain: &Path, key: &Path, content: &Content) -> Result<(), FileErr
 fn check_roots(path: &Path, pem: &[u8]) -> Result<SecretValue, FileError> {
     let text = String::from_utf8_lossy(pem);
     let mut kept = String::new();
-    for block in certificate_blocks(&text) {
-        let valid = CertificateDer::from_pem_slice(block.as_bytes())
-            .is_ok_and(|der| x509_parser::parse_x509_certificate(&der).is_ok());
-        if valid {
-            kept.push_str(block);
-            kept.push('\n');
-        } else {
-            tracing::error!(path = %path.display(), "skipped a root that does not parse");
-        }
+    for block in usable_roots(&text, &path.display()) {
+        kept.push_str(block);
+        kept.push('\n');
     }
     if kept.is_empty() {
         return Err(FileError::NoCertificate(path.to_owned()));
     }
     Ok(SecretValue::Roots(Bytes::from(kept)))
-}
-
-/// All files that are followed.
-#[derive(Debug)]
-pub(super) struct FileWatches {
-    poll: Duration,
-    retry: Duration,
-    failures: Arc<AtomicU64>,
-    named: Arc<Mutex<HashMap<String, SecretSender>>>,
-}
-
-impl FileWatches {
-    pub(super) fn new(poll: Duration, retry: Duration) -> Self {
-        Self {
-            poll,
-            retry,
-            failures: Arc::default(),
-            named: Arc::default(),
-        }
-    }
-
-    pub(super) fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
-    }
-
-    /// Follows `secret` as long as somebody is subscribed to `name`.
-    pub(super) fn subscribe(&self, name: &str, secret: FileSecret) -> SecretReceiver {
-        let mut named = self.named.lock();
-        if let Some(sender) = named.get(name) {
-            return sender.subscribe();
-        }
-        let (sender, receiver) = watch::channel(None);
-        named.insert(name.to_owned(), sender.clone());
-        let follow = self.follow(secret, sender.clone());
-        let (registry, name) = (Arc::clone(&self.named), name.to_owned());
-        tokio::spawn(async move {
-            tokio::pin!(follow);
-            loop {
-                tokio::select! {
-                    () = &mut follow => {}
-                    () = sender.closed() => {
-                        let mut named = registry.lock();
-                        // Under the lock nobody can subscribe in between.
-                        if sender.receiver_count() == 0 {
-                            named.remove(&name);
-                            return;
-                        }
-                    }
-                }
-            }
-        });
-        receiver
-    }
-
-    /// Reads the files for ever and sends what is new and good.
-    pub(super) fn follow(
-        &self,
-        secret: FileSecret,
-        sender: SecretSender,
-    ) -> impl Future<Output = ()> + Send + 'static {
-        let (poll, retry, failures) = (self.poll, self.retry, Arc::clone(&self.failures));
-        async move {
-            let mut served = Vec::new();
-            let mut wait_after_error = retry;
-            let mut reported = String::new();
-            loop {
-                let result = secret.read().and_then(|content| {
-                    let hash = content.hash();
-                    if hash == served {
-                        return Ok(None);
-                    }
-                    secret.check(content).map(|value| Some((hash, value)))
-                });
-                let wait = match result {
-                    Ok(update) => {
-                        wait_after_error = retry;
-                        reported.clear();
-                        if let Some((hash, value)) = update {
-                            served = hash;
-                            sender.send_replace(Some(Arc::new(value)));
-                        }
-                        poll
-                    }
-                    Err(error) => {
-                        let text = error.to_string();
-                        if text != reported {
-                            failures.fetch_add(1, Ordering::Relaxed);
-                            tracing::warn!(error = text, "mounted secret is not usable yet");
-                            reported = text;
-                        }
-                        let wait = wait_after_error;
-                        wait_after_error = (wait_after_error * 2).min(poll);
-                        wait
-                    }
-                };
-                tokio::time::sleep(wait).await;
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -361,5 +293,48 @@ mod tests {
         ] {
             assert_eq!(FileSecret::parse(name), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn only_regular_files_of_bounded_length_are_read() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("pipe");
+        let long = dir.path().join("long");
+        let file = std::fs::File::create(&long).expect("file");
+        file.set_len(MAX_FILE + 1).expect("length");
+        for (path, expected) in [
+            (Path::new("/dev/zero"), "not a regular file"),
+            (&pipe, "not a regular file"),
+            (dir.path(), "not a regular file"),
+            (&long, "longer than 4 MiB"),
+            (&dir.path().join("none"), "No such file"),
+        ] {
+            let error = read(path).expect_err("refused").to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        file.set_len(MAX_FILE).expect("length");
+        assert_eq!(read(&long).map(|c| c.len() as u64).ok(), Some(MAX_FILE));
+    }
+
+    #[test]
+    fn roots_that_do_not_parse_are_left_out() {
+        let authority = rcgen_root();
+        let bad = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let mixed = format!("{bad}{authority}{bad}");
+        let path = Path::new("roots.pem");
+        let roots = check_roots(path, mixed.as_bytes()).expect("one is good");
+        assert_eq!(roots, SecretValue::Roots(Bytes::from(authority)));
+        assert!(matches!(
+            check_roots(path, bad.as_bytes()),
+            Err(FileError::NoCertificate(_))
+        ));
+    }
+
+    fn rcgen_root() -> String {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let params = rcgen::CertificateParams::new(vec!["root".to_owned()]).expect("parameters");
+        let pem = params.self_signed(&key).expect("certificate").pem();
+        format!("{}\n", pem.replace("\r\n", "\n").trim_end())
     }
 }

@@ -24,6 +24,19 @@ pub enum KeyAlgorithm {
     EcdsaP384,
 }
 
+impl KeyAlgorithm {
+    /// Whether such keys can be made.
+    ///
+    /// # Errors
+    /// RSA sizes other than 2048, 3072, 4096 and 8192.
+    pub fn check(self) -> Result<(), KeyError> {
+        match self {
+            Self::Rsa(bits) => rsa_size(bits).map(drop),
+            Self::EcdsaP256 | Self::EcdsaP384 => Ok(()),
+        }
+    }
+}
+
 /// How keys are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyConfig {
@@ -103,16 +116,7 @@ pub fn generate(config: KeyConfig, san: &str) -> Result<KeyAndCsr, KeyError> {
 impl Key {
     fn new(algorithm: KeyAlgorithm) -> Result<Self, KeyError> {
         Ok(match algorithm {
-            KeyAlgorithm::Rsa(bits) => {
-                let size = match bits {
-                    2048 => KeySize::Rsa2048,
-                    3072 => KeySize::Rsa3072,
-                    4096 => KeySize::Rsa4096,
-                    8192 => KeySize::Rsa8192,
-                    other => return Err(KeyError::RsaSize(other)),
-                };
-                Self::Rsa(rsa::KeyPair::generate(size)?)
-            }
+            KeyAlgorithm::Rsa(bits) => Self::Rsa(rsa::KeyPair::generate(rsa_size(bits)?)?),
             KeyAlgorithm::EcdsaP256 => Self::Ecdsa(
                 EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING)?,
                 algorithm,
@@ -179,6 +183,16 @@ impl Key {
             }
         }
     }
+}
+
+fn rsa_size(bits: u32) -> Result<KeySize, KeyError> {
+    Ok(match bits {
+        2048 => KeySize::Rsa2048,
+        3072 => KeySize::Rsa3072,
+        4096 => KeySize::Rsa4096,
+        8192 => KeySize::Rsa8192,
+        other => return Err(KeyError::RsaSize(other)),
+    })
 }
 
 fn secret_pem(label: &str, der: &[u8]) -> Zeroizing<Vec<u8>> {

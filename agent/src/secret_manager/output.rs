@@ -1,7 +1,8 @@
 //! `OUTPUT_CERTS`: the workload's secrets as files for others.
 
+use std::fs::Permissions;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 
 use super::SecretValue;
@@ -19,7 +20,7 @@ impl OutputCerts {
     /// Writes what `value` holds: key before chain, each by rename and only if it changed.
     pub(super) fn write(&self, value: &SecretValue) -> io::Result<()> {
         match value {
-            SecretValue::Certificate { chain, key } => {
+            SecretValue::Certificate { chain, key, .. } => {
                 self.write_file("key.pem", key)?;
                 self.write_file("cert-chain.pem", chain)
             }
@@ -41,16 +42,18 @@ impl OutputCerts {
         let mut file = std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(self.mode)
+            .mode(0o600)
             .open(&temporary)?;
         file.write_all(content)?;
+        // Not by `open`, whose mode the umask would cut.
+        file.set_permissions(Permissions::from_mode(self.mode))?;
         std::fs::rename(&temporary, &path)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::MetadataExt;
 
     use bytes::Bytes;
     use zeroize::Zeroizing;
@@ -67,6 +70,7 @@ mod tests {
         let value = SecretValue::Certificate {
             chain: Bytes::from_static(b"chain"),
             key: Zeroizing::new(b"key".to_vec()),
+            not_after: None,
         };
         output.write(&value).expect("write");
         let inode = |name: &str| {

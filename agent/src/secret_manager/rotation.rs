@@ -2,6 +2,14 @@
 
 use std::time::Duration;
 
+/// No renewal sooner than this after the last one, whatever lifetimes the CA gives.
+const MIN_RENEWAL: Duration = Duration::from_millis(100);
+/// Part of the lifetime that passes at least between two renewals: a ratio near 1 must not turn
+/// into a request loop.
+const MIN_RENEWAL_PART: u32 = 20;
+/// Upper bound of the floor that `MIN_RENEWAL_PART` gives.
+const MAX_RENEWAL_FLOOR: Duration = Duration::from_secs(60);
+
 /// `SECRET_GRACE_PERIOD_RATIO` and its jitter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RotationConfig {
@@ -28,11 +36,17 @@ impl Default for RotationConfig {
 
 impl RotationConfig {
     /// Delay until renewal for a certificate that lives `lifetime` from now. `random` is uniform
-    /// in [-1, 1).
+    /// in [-1, 1). At least a twentieth of the lifetime (1 min at most, 100 ms at least), unless
+    /// less than that is left.
     #[must_use]
     pub fn delay(&self, lifetime: Duration, random: f64) -> Duration {
         let ratio = (self.grace_ratio + self.jitter * random).clamp(0.0, 1.0);
-        lifetime.saturating_sub(lifetime.mul_f64(ratio))
+        // Not a number after arithmetic with infinities: renew at half time.
+        let ratio = if ratio.is_nan() { 0.5 } else { ratio };
+        let floor = (lifetime / MIN_RENEWAL_PART)
+            .min(MAX_RENEWAL_FLOOR)
+            .max(MIN_RENEWAL);
+        lifetime.saturating_sub(lifetime.mul_f64(ratio)).max(floor)
     }
 
     /// Wait before try number `failures + 1`. `random` is uniform in [-1, 1).
@@ -45,33 +59,56 @@ impl RotationConfig {
     }
 }
 
+/// Longest wait between two tries while a certificate of `lifetime` is served of which `left` is
+/// left: several tries must fit in before it expires. A day's certificate is not affected.
+pub(super) fn patience(lifetime: Duration, left: Duration) -> Duration {
+    (left / 8).max(lifetime / 50).max(Duration::from_millis(10))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const DAY: Duration = Duration::from_secs(86_400);
+
     #[test]
     fn default_rotation_of_a_day_is_at_half_time_within_a_quarter_hour() {
         let config = RotationConfig::default();
-        let day = Duration::from_secs(86_400);
         for (random, minutes) in [(0.0, 720.0), (1.0, 705.6), (-1.0, 734.4)] {
-            let got = config.delay(day, random).as_secs_f64() / 60.0;
+            let got = config.delay(DAY, random).as_secs_f64() / 60.0;
             assert!((got - minutes).abs() < 0.01, "{random}: {got}");
         }
     }
 
     #[test]
-    fn ratio_is_clamped() {
+    fn ratio_is_clamped_and_no_ratio_makes_a_request_loop() {
+        let with = |grace_ratio, jitter| RotationConfig {
+            grace_ratio,
+            jitter,
+            ..RotationConfig::default()
+        };
         let hour = Duration::from_secs(3600);
-        let late = RotationConfig {
-            grace_ratio: -3.0,
-            ..RotationConfig::default()
-        };
-        assert_eq!(late.delay(hour, 0.0), hour);
-        let early = RotationConfig {
-            grace_ratio: 7.0,
-            ..RotationConfig::default()
-        };
-        assert_eq!(early.delay(hour, 0.0), Duration::ZERO);
+        assert_eq!(with(-3.0, 0.01).delay(hour, 0.0), hour);
+        assert_eq!(with(7.0, 0.01).delay(hour, 0.0), Duration::from_secs(60));
+        assert_eq!(
+            with(1.0, 0.0).delay(Duration::from_secs(60), 0.0),
+            Duration::from_secs(3)
+        );
+        for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for delay in [
+                with(broken, 0.01).delay(hour, 0.5),
+                with(0.5, broken).delay(hour, 0.5),
+                with(broken, -broken).delay(hour, 1.0),
+            ] {
+                assert!(
+                    (Duration::from_secs(60)..=hour).contains(&delay),
+                    "{delay:?}"
+                );
+            }
+        }
+        for tiny in [Duration::ZERO, Duration::from_millis(5)] {
+            assert_eq!(with(0.5, 0.0).delay(tiny, 0.0), MIN_RENEWAL);
+        }
     }
 
     #[test]
@@ -81,5 +118,16 @@ mod tests {
         assert_eq!(config.retry_wait(2, 0.0), Duration::from_millis(750));
         assert_eq!(config.retry_wait(2, -1.0), Duration::from_millis(375));
         assert_eq!(config.retry_wait(1000, 0.0), Duration::from_secs(60));
+    }
+
+    #[test]
+    fn short_lives_shorten_the_waits_and_long_ones_do_not() {
+        let second = Duration::from_secs(1);
+        assert_eq!(patience(second, second / 2), Duration::from_micros(62_500));
+        assert_eq!(patience(second, Duration::ZERO), second / 50);
+        let longest = RotationConfig::default().max_retry * 3 / 2;
+        for left in [DAY / 2, Duration::from_secs(1)] {
+            assert!(patience(DAY, left) > longest);
+        }
     }
 }

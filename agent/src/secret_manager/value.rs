@@ -1,6 +1,11 @@
 //! Secret values as they are served. Keys are wiped when the last holder drops them.
 
+use std::fmt::Display;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
 /// One secret.
@@ -12,6 +17,8 @@ pub enum SecretValue {
         chain: Bytes,
         /// PEM key.
         key: Zeroizing<Vec<u8>>,
+        /// `NotAfter` of the leaf, if it can be read.
+        not_after: Option<SystemTime>,
     },
     /// Trusted roots, PEM.
     Roots(Bytes),
@@ -42,6 +49,31 @@ pub(super) fn certificate_blocks(pem: &str) -> impl Iterator<Item = &str> {
             let start = tail.as_ptr() as usize - pem.as_ptr() as usize - BEGIN.len();
             &pem[start..start + BEGIN.len() + tail.len()]
         })
+}
+
+/// The blocks that parse as X.509; one that does not would have the whole bundle refused, so it is
+/// left out with an error in the log.
+pub(super) fn usable_roots<'a>(
+    pem: &'a str,
+    origin: &dyn Display,
+) -> impl Iterator<Item = &'a str> {
+    let origin = origin.to_string();
+    certificate_blocks(pem).filter(move |block| {
+        let valid = CertificateDer::from_pem_slice(block.as_bytes())
+            .is_ok_and(|der| x509_parser::parse_x509_certificate(&der).is_ok());
+        if !valid {
+            tracing::error!(origin, "skipped a root that does not parse");
+        }
+        valid
+    })
+}
+
+/// `NotAfter` of the first certificate.
+pub(super) fn leaf_not_after(pem: &[u8]) -> Option<SystemTime> {
+    let der = CertificateDer::from_pem_slice(pem).ok()?;
+    let (_, leaf) = x509_parser::parse_x509_certificate(&der).ok()?;
+    let seconds = u64::try_from(leaf.validity().not_after.timestamp()).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// `ROOTCA`: all blocks of all bundles, sorted as strings, each once, joined by newlines.
@@ -86,6 +118,7 @@ mod tests {
         let value = SecretValue::Certificate {
             chain: Bytes::from_static(b"chain"),
             key: Zeroizing::new(b"very secret".to_vec()),
+            not_after: None,
         };
         let text = format!("{value:?}");
         assert!(!text.contains("very") && !text.contains("118"), "{text}");

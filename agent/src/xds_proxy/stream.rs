@@ -121,11 +121,10 @@ async fn connect(
     let mut connection = Connection::handshake(stream, upstream.options())
         .await
         .map_err(|error| failed(error.to_string()))?;
+    let metadata = shared.config.metadata.headers().await;
+    let metadata = metadata.map_err(|error| failed(error.to_string()))?;
     let (sender, responses) = connection
-        .call(
-            Service::Ads.path(protocol),
-            &shared.config.metadata.headers(),
-        )
+        .call(Service::Ads.path(protocol), &metadata)
         .await
         .map_err(|error| failed(error.to_string()))?;
     Ok((connection, sender, responses))

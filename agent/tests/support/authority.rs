@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pilot_agent::ca_client::{CaClient, CaConfig};
 use pilot_agent::credential::{CredentialSource, RequestMetadata};
+use pilot_agent::secret_manager::{Clock, SystemClock};
 use prost::Message;
 use tonic::Status;
 
@@ -47,6 +48,12 @@ pub(crate) async fn answer(call: Call, chain: Vec<String>) {
     call.end(Status::ok(""));
 }
 
+/// Answers a client that may hang up meanwhile.
+pub(crate) async fn try_answer(call: Call, chain: Vec<String>) {
+    call.try_send(CertificateResponse { cert_chain: chain }.encode_to_vec())
+        .await;
+}
+
 /// Answers properly, with a certificate of `seconds`.
 pub(crate) async fn issue(mut call: Call, authority: &Authority, seconds: i64) {
     let request = read_request(&mut call).await;
@@ -59,6 +66,17 @@ pub(crate) fn ca_client(
     root: Option<&Path>,
     token: &Path,
 ) -> Arc<CaClient> {
+    let day = Duration::from_secs(86_400);
+    ca_client_with(address, root, token, day, Arc::new(SystemClock))
+}
+
+pub(crate) fn ca_client_with(
+    address: std::net::SocketAddr,
+    root: Option<&Path>,
+    token: &Path,
+    ttl: Duration,
+    clock: Arc<dyn Clock>,
+) -> Arc<CaClient> {
     Arc::new(CaClient::new(CaConfig {
         endpoint: connector(address, root),
         metadata: RequestMetadata {
@@ -67,7 +85,8 @@ pub(crate) fn ca_client(
             headers: Vec::new(),
         },
         cert_signer: String::new(),
-        ttl: Duration::from_secs(86_400),
+        ttl,
         try_timeout: Duration::from_secs(10),
+        clock,
     }))
 }

@@ -35,6 +35,8 @@ pub(crate) async fn within<F: Future>(future: F) -> F::Output {
 pub(crate) struct Call {
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
+    /// DER of the certificate that the client showed.
+    pub(crate) client_certificate: Option<Vec<u8>>,
     requests: MessageStream,
     responder: Responder,
     end: Option<oneshot::Sender<Status>>,
@@ -50,6 +52,12 @@ impl Call {
         within(self.responder.send(message.into()))
             .await
             .expect("client reads");
+    }
+
+    /// Sends to a client that may hang up; returns when it has.
+    pub(crate) async fn try_send(&self, message: impl Into<Bytes>) {
+        let _ = self.responder.send(message.into()).await;
+        within(self.responder.closed()).await;
     }
 
     pub(crate) fn end(mut self, status: Status) {
@@ -100,10 +108,10 @@ impl ControlPlane {
             let chain = vec![CertificateDer::from_pem_slice(cert.as_bytes()).expect("cert")];
             let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("key");
             let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            let mut config = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
                 .with_safe_default_protocol_versions()
                 .expect("versions")
-                .with_no_client_auth()
+                .with_client_cert_verifier(client_verifier(authority, provider))
                 .with_single_cert(chain, key)
                 .expect("server certificate");
             config.alpn_protocols = vec![b"h2".to_vec()];
@@ -116,17 +124,23 @@ impl ControlPlane {
                 let (tcp, _) = listener.accept().await.expect("accept");
                 let (acceptor, sender) = (acceptor.clone(), sender.clone());
                 connections.spawn(async move {
-                    let handler = move |call, responder| hand_over(sender.clone(), call, responder);
+                    let handler = |shown: Option<Vec<u8>>| {
+                        move |call, responder| {
+                            hand_over(sender.clone(), call, responder, shown.clone())
+                        }
+                    };
                     let options = ServerOptions {
                         max_message: 64 << 20,
                         ..Default::default()
                     };
                     match acceptor {
-                        None => serve_connection(tcp, options, handler).await,
+                        None => serve_connection(tcp, options, handler(None)).await,
                         // A client that trusts another root ends the handshake; so be it.
                         Some(acceptor) => {
                             if let Ok(tls) = acceptor.accept(tcp).await {
-                                serve_connection(tls, options, handler).await;
+                                let shown = tls.get_ref().1.peer_certificates();
+                                let shown = shown.and_then(|certs| Some(certs.first()?.to_vec()));
+                                serve_connection(tls, options, handler(shown)).await;
                             }
                         }
                     }
@@ -140,21 +154,42 @@ impl ControlPlane {
         }
     }
 
+    /// The next call, however long it takes.
+    pub(crate) async fn next_call(&mut self) -> Call {
+        self.calls.recv().await.expect("server runs")
+    }
+
     /// The next call.
     pub(crate) async fn call(&mut self) -> Call {
         within(self.calls.recv()).await.expect("server runs")
     }
 }
 
+/// Takes clients without certificate, and those with one of `authority`.
+fn client_verifier(
+    authority: &Authority,
+    provider: Arc<rustls::crypto::CryptoProvider>,
+) -> Arc<dyn rustls::server::danger::ClientCertVerifier> {
+    let mut roots = rustls::RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(authority.root_pem.as_bytes()).expect("root");
+    roots.add(root).expect("root");
+    rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .allow_unauthenticated()
+        .build()
+        .expect("verifier")
+}
+
 async fn hand_over(
     sender: mpsc::UnboundedSender<Call>,
     call: outrigger_xds::grpc::ServerCall,
     responder: Responder,
+    client_certificate: Option<Vec<u8>>,
 ) -> Result<(), Status> {
     let (end, ended) = oneshot::channel();
     let call = Call {
         path: call.path,
         headers: call.headers,
+        client_certificate,
         requests: call.requests,
         responder,
         end: Some(end),

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer,
-    KeyPair, date_time_ymd,
+    KeyPair, SanType, date_time_ymd,
 };
 
 /// A root with its key.
@@ -54,6 +54,44 @@ impl Authority {
         let mut csr = CertificateSigningRequestParams::from_pem(csr_pem).expect("valid request");
         csr.params.not_before = date!(seconds.min(0) - 60);
         csr.params.not_after = date!(seconds);
+        csr.signed_by(&self.issuer).expect("signed").pem()
+    }
+
+    /// Signs a request for the time between two moments, to the second, rounded up.
+    pub(crate) fn sign_between(&self, csr_pem: &str, from: SystemTime, to: SystemTime) -> String {
+        self.sign_request(csr_pem, from, to, None)
+    }
+
+    /// The same with another identity than the request's.
+    pub(crate) fn sign_as(
+        &self,
+        uri: &str,
+        csr_pem: &str,
+        from: SystemTime,
+        to: SystemTime,
+    ) -> String {
+        self.sign_request(csr_pem, from, to, Some(uri))
+    }
+
+    fn sign_request(
+        &self,
+        csr_pem: &str,
+        from: SystemTime,
+        to: SystemTime,
+        uri: Option<&str>,
+    ) -> String {
+        let seconds = |moment: SystemTime| {
+            let since = moment.duration_since(UNIX_EPOCH).expect("after the epoch");
+            let up = u64::from(since.subsec_nanos() > 0);
+            date_time_ymd(1970, 1, 1) + Duration::from_secs(since.as_secs() + up)
+        };
+        let mut csr = CertificateSigningRequestParams::from_pem(csr_pem).expect("valid request");
+        csr.params.not_before = seconds(from);
+        csr.params.not_after = seconds(to);
+        if let Some(uri) = uri {
+            let uri = uri.try_into().expect("ASCII");
+            csr.params.subject_alt_names = vec![SanType::URI(uri)];
+        }
         csr.signed_by(&self.issuer).expect("signed").pem()
     }
 

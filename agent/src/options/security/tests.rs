@@ -30,7 +30,12 @@ fn with<T>(
         environment: &environment,
         settings,
         compliance: None,
+        directory: Path::new("."),
     })
+}
+
+fn mounted_root(path: &str) -> Result<RootSource, String> {
+    file(&format!("./{path}"))
 }
 
 fn file(path: &str) -> Result<RootSource, String> {
@@ -43,9 +48,15 @@ fn roots_of_istiod_follow_their_order() {
     let key = "ISTIO_META_TLS_CLIENT_ROOT_CERT".to_owned();
     mounted.proxy_metadata.insert(key, "/m/root".to_owned());
     for (variables, want) in [
-        (&[][..], file(ISTIOD_ROOT)),
-        (&[("PILOT_CERT_PROVIDER", "istiod")], file(ISTIOD_ROOT)),
-        (&[("PILOT_CERT_PROVIDER", "k8s.io/x")], file(ISTIOD_ROOT)),
+        (&[][..], mounted_root(ISTIOD_ROOT)),
+        (
+            &[("PILOT_CERT_PROVIDER", "istiod")],
+            mounted_root(ISTIOD_ROOT),
+        ),
+        (
+            &[("PILOT_CERT_PROVIDER", "k8s.io/x")],
+            mounted_root(ISTIOD_ROOT),
+        ),
         (
             &[("PILOT_CERT_PROVIDER", "none")],
             Err("PILOT_CERT_PROVIDER=none: no root to verify XDS with".to_owned()),
@@ -57,7 +68,7 @@ fn roots_of_istiod_follow_their_order() {
             &[("PILOT_CERT_PROVIDER", "none"), ("XDS_ROOT_CA", "SYSTEM")],
             Ok(RootSource::System),
         ),
-        (&[("CA_ROOT_CA", "/x")], file(ISTIOD_ROOT)),
+        (&[("CA_ROOT_CA", "/x")], mounted_root(ISTIOD_ROOT)),
     ] {
         let got = with(variables, &mounted, |s| s.xds_root());
         assert_eq!(got.map_err(|e| e.to_string()), want, "{variables:?}");
@@ -67,8 +78,11 @@ fn roots_of_istiod_follow_their_order() {
 #[test]
 fn roots_of_the_ca_follow_their_order() {
     for (variables, want) in [
-        (&[][..], file(ISTIOD_ROOT)),
-        (&[("PILOT_CERT_PROVIDER", "custom")], file(LEGACY_ROOT)),
+        (&[][..], mounted_root(ISTIOD_ROOT)),
+        (
+            &[("PILOT_CERT_PROVIDER", "custom")],
+            mounted_root(LEGACY_ROOT),
+        ),
         (
             &[("PILOT_CERT_PROVIDER", "none")],
             Err("PILOT_CERT_PROVIDER=none: no root to verify CA with".to_owned()),
@@ -76,7 +90,7 @@ fn roots_of_the_ca_follow_their_order() {
         (&[("PROV_CERT", "/p")], file("/p/root-cert.pem")),
         (&[("PROV_CERT", "/p"), ("CA_ROOT_CA", "/x")], file("/x")),
         (&[("CA_ROOT_CA", "SYSTEM")], Ok(RootSource::System)),
-        (&[("XDS_ROOT_CA", "/x")], file(ISTIOD_ROOT)),
+        (&[("XDS_ROOT_CA", "/x")], mounted_root(ISTIOD_ROOT)),
     ] {
         let got = with(variables, &settings(), |s| s.ca_root());
         assert_eq!(got.map_err(|e| e.to_string()), want, "{variables:?}");
@@ -215,8 +229,8 @@ fn https_proxy_applies_to_istiod_and_the_ca_unless_no_proxy_says_otherwise() {
     assert_eq!(error.expect_err("refused").to_string(), want);
 }
 
-#[test]
-fn request_headers_come_from_their_variables_in_lower_case() {
+#[tokio::test]
+async fn request_headers_come_from_their_variables_in_lower_case() {
     let variables = [
         ("XDS_HEADER_X-Tenant", "a b"),
         ("XDS_HEADER_UPPER_CASE", ""),
@@ -224,17 +238,21 @@ fn request_headers_come_from_their_variables_in_lower_case() {
         ("ISTIO_META_CLUSTER_ID", "east"),
         ("CREDENTIAL_FETCHER_TYPE", "Mock"),
     ];
-    with(&variables, &settings(), |security| {
-        let headers = security.metadata("XDS_HEADER_").expect("valid").headers();
-        let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
-        names.sort_unstable();
-        let want = ["authorization", "clusterid", "upper_case", "x-tenant"];
-        assert_eq!(names, want);
-        assert_eq!(headers["x-tenant"], "a b");
-        assert_eq!(headers["clusterid"], "east");
-        let headers = security.metadata("CA_HEADER_").expect("valid").headers();
-        assert_eq!(headers["x-other"], "c");
-    });
+    let metadata = |prefix| {
+        let got = with(&variables, &settings(), |security| {
+            security.metadata(prefix)
+        });
+        got.expect("valid")
+    };
+    let headers = metadata("XDS_HEADER_").headers().await.expect("headers");
+    let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    let want = ["authorization", "clusterid", "upper_case", "x-tenant"];
+    assert_eq!(names, want);
+    assert_eq!(headers["x-tenant"], "a b");
+    assert_eq!(headers["clusterid"], "east");
+    let headers = metadata("CA_HEADER_").headers().await.expect("headers");
+    assert_eq!(headers["x-other"], "c");
     for variable in ["XDS_HEADER_", "XDS_HEADER_a b"] {
         let got = with(&[(variable, "v")], &settings(), |security| {
             security.metadata("XDS_HEADER_").map(drop)
