@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -149,6 +150,7 @@ pub(crate) struct Setup {
     pub(crate) proxy_config: serde_json::Map<String, serde_json::Value>,
     pub(crate) status_port: u16,
     pub(crate) args: Vec<String>,
+    user: Option<u32>,
 }
 
 impl Setup {
@@ -190,7 +192,26 @@ impl Setup {
             proxy_config,
             status_port,
             args,
+            user: None,
         }
+    }
+
+    /// Runs as `user`, who gets the folder; needs root.
+    pub(crate) fn user(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
+    /// The program: for another user a copy, since that one may not see the build folder.
+    fn program(&self) -> PathBuf {
+        let built = PathBuf::from(env!("CARGO_BIN_EXE_pilot-agent"));
+        let Some(user) = self.user else {
+            return built;
+        };
+        let copy = self.folder.path().join("pilot-agent");
+        std::fs::copy(built, &copy).expect("copy");
+        give(self.folder.path(), user);
+        copy
     }
 
     pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -205,7 +226,11 @@ impl Setup {
 
     pub(crate) fn start(self) -> Running {
         let config = serde_json::Value::Object(self.proxy_config.clone()).to_string();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pilot-agent"))
+        let mut command = Command::new(self.program());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        let mut child = command
             .args(&self.args)
             .current_dir(self.folder.path())
             .env_clear()
@@ -230,6 +255,18 @@ impl Setup {
             setup: self,
             log,
             lines: Vec::new(),
+        }
+    }
+}
+
+/// Makes `user` the owner of everything in `folder`.
+fn give(folder: &Path, user: u32) {
+    std::os::unix::fs::chown(folder, Some(user), Some(user)).expect("root");
+    for entry in std::fs::read_dir(folder).expect("folder").flatten() {
+        if entry.file_type().expect("type").is_dir() {
+            give(&entry.path(), user);
+        } else {
+            std::os::unix::fs::chown(entry.path(), Some(user), Some(user)).expect("root");
         }
     }
 }
