@@ -156,7 +156,11 @@ impl Target {
         // Closed at once when the probe is over, without a long TIME_WAIT.
         socket.set_zero_linger()?;
         if self.local == Some(address.ip()) {
-            socket.bind(SocketAddr::new(source, 0))?;
+            let bound = socket.bind(SocketAddr::new(source, 0));
+            // `::6` has to be given to the loopback interface; without it any address will do.
+            if address.is_ipv4() {
+                bound?;
+            }
         }
         socket.connect(address).await
     }
