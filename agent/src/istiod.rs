@@ -25,6 +25,7 @@ mod http_proxy;
 mod tls;
 
 pub use http_proxy::{HttpsProxy, HttpsProxyError};
+pub(crate) use tls::http_client_config;
 pub use tls::{Compliance, SYSTEM_ROOTS, TlsError};
 
 /// Server name for addresses that contain `localhost`.

@@ -24,4 +24,5 @@ pub mod status;
 pub mod supervisor;
 pub mod uds;
 pub mod wait;
+pub mod wasm;
 pub mod xds_proxy;

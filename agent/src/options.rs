@@ -6,6 +6,7 @@ mod dns;
 mod environment;
 mod proxy_config;
 pub mod security;
+mod wasm;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ pub use proxy_config::ProxyConfigError;
 
 use crate::cli::ProxyArgs;
 use crate::health::{HealthConfig, HealthConfigError};
+use crate::wasm::WasmConfig;
 
 /// Istio version whose behaviour this agent has; istiod gates features by it.
 pub const ISTIO_VERSION: &str = "1.31.0";
@@ -171,6 +173,8 @@ pub struct Options {
     pub drain: DrainOptions,
     /// `readinessProbe`.
     pub health: Option<HealthConfig>,
+    /// Wasm modules; `None` passes extension configs unchanged.
+    pub wasm: Option<WasmConfig>,
 }
 
 impl Options {
@@ -197,6 +201,7 @@ impl Options {
             status: status_options(&environment, &node, port, disable_envoy),
             drain: drain_options(&environment, &node, &settings),
             health: health(&environment, &node, &settings)?,
+            wasm: wasm::config(&environment)?,
             grpc_bootstrap: non_empty_path(
                 &environment.text_or("GRPC_XDS_BOOTSTRAP", DEFAULT_GRPC_BOOTSTRAP),
             ),

@@ -30,6 +30,7 @@ use crate::status::{
 };
 use crate::supervisor::{AdminClient, Lifecycle, ProxyCommand, SignalError, Signals, Supervisor};
 use crate::uds::UdsError;
+use crate::wasm::WasmCache;
 use crate::xds_proxy::{XdsProxy, XdsProxyConfig, XdsProxyHandle};
 
 mod names;
@@ -243,6 +244,15 @@ async fn connect(
         });
         services.spawn(server.run());
     }
+    let wasm = options
+        .wasm
+        .clone()
+        .map(|config| Arc::new(WasmCache::new(config)));
+    if let Some(wasm) = wasm.clone() {
+        let source = wasm.clone();
+        metrics.add_source(move |page| source.metrics().render(page));
+        services.spawn(async move { wasm.purge_for_ever().await });
+    }
     let proxy = XdsProxy::bind(XdsProxyConfig {
         socket: options.xds_socket_path(),
         upstream: security.xds()?,
@@ -250,9 +260,7 @@ async fn connect(
         server: security.server(),
         name_table: options.dns.is_some(),
         proxy_config: options.environment.boolean("PROXY_CONFIG_XDS_AGENT", false),
-        convert_wasm: options
-            .environment
-            .boolean("ISTIO_AGENT_ENABLE_WASM_REMOTE_LOAD_CONVERSION", true),
+        wasm,
     })?;
     let handle = proxy.handle();
     let source = handle.clone();

@@ -16,9 +16,9 @@ use tonic::Status;
 use crate::credential::RequestMetadata;
 use crate::istiod::IstiodConnector;
 use crate::uds::{self, SocketFile, UdsError};
+use crate::wasm::WasmCache;
 
 mod end;
-mod extension;
 mod head;
 mod istio_types;
 mod stream;
@@ -41,9 +41,8 @@ pub struct XdsProxyConfig {
     pub name_table: bool,
     /// `PROXY_CONFIG_XDS_AGENT`: ask for trust bundles (PCDS).
     pub proxy_config: bool,
-    /// Look into extension configs for remote Wasm modules. They cannot be fetched: responses
-    /// that need one are NACKed with a message that says so.
-    pub convert_wasm: bool,
+    /// Fetches the Wasm modules of extension configs; `None` passes the configs unchanged.
+    pub wasm: Option<Arc<WasmCache>>,
 }
 
 /// Counters under the names the reference exports.

@@ -245,3 +245,52 @@ async fn roots_are_read_for_each_connection_and_a_bad_file_trusts_nobody() {
         connect().await.expect("trusted");
     }
 }
+
+#[tokio::test]
+async fn compliance_policies_decide_versions_and_key_exchange() {
+    use rustls::{NamedGroup, ProtocolVersion};
+    let authority = Authority::new("ca");
+    let acceptor = server(&authority, &authority);
+    let dir = tempfile::tempdir().expect("folder");
+    let root = dir.path().join("root.pem");
+    std::fs::write(&root, &authority.root_pem).expect("root");
+    let (listener, address) = listen().await;
+    for (compliance, version, groups) in [
+        (
+            Compliance::Fips140V2,
+            ProtocolVersion::TLSv1_2,
+            &[NamedGroup::secp256r1][..],
+        ),
+        (
+            Compliance::Fips140V3,
+            ProtocolVersion::TLSv1_3,
+            &[NamedGroup::secp256r1, NamedGroup::secp384r1],
+        ),
+        (
+            Compliance::Pqc,
+            ProtocolVersion::TLSv1_3,
+            &[NamedGroup::X25519MLKEM768],
+        ),
+    ] {
+        let tls = TlsSettings {
+            compliance,
+            ..settings(&root, None)
+        };
+        let connector = IstiodConnector::new(IstiodConfig {
+            san: Some(NAME.to_owned()),
+            ..IstiodConfig::new(address.to_string(), Some(tls))
+        })
+        .expect("valid");
+        let serve = async {
+            let (tcp, _) = listener.accept().await.expect("accept");
+            let tls = acceptor.accept(tcp).await.expect("handshake");
+            let session = tls.get_ref().1;
+            let group = session.negotiated_key_exchange_group();
+            (session.protocol_version(), group.map(|g| g.name()))
+        };
+        let (open, seen) = within(async { tokio::join!(connector.open(), serve) }).await;
+        open.expect("a connection");
+        assert_eq!(seen.0, Some(version), "{compliance:?}");
+        assert!(seen.1.is_some_and(|g| groups.contains(&g)), "{seen:?}");
+    }
+}

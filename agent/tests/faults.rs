@@ -71,7 +71,7 @@ impl Agent {
             server: ServerOptions::default(),
             name_table: true,
             proxy_config: false,
-            convert_wasm: true,
+            wasm: None,
         })
         .expect("bind");
         Self {

@@ -6,6 +6,7 @@ mod control_plane;
 mod pki;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use outrigger_xds::type_url::{
 };
 use outrigger_xds::{Protocol, Service};
 use pilot_agent::credential::{CredentialSource, RequestMetadata};
+use pilot_agent::wasm::{WasmCache, WasmConfig};
 use pilot_agent::xds_proxy::{
     Health, NameInfo, NameTable, XdsProxy, XdsProxyConfig, XdsProxyHandle,
 };
@@ -67,7 +69,10 @@ impl Fixture {
             server: ServerOptions::default(),
             name_table: true,
             proxy_config: false,
-            convert_wasm: true,
+            wasm: Some(Arc::new(WasmCache::new(WasmConfig {
+                directory: dir.path().join("data"),
+                ..WasmConfig::default()
+            }))),
         };
         change(&mut config);
         let proxy = XdsProxy::bind(config).expect("bind");
@@ -322,33 +327,89 @@ async fn unknown_types_are_acked_and_workloads_forwarded() {
     );
 }
 
+/// A length-delimited field.
+fn field(number: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2, u8::try_from(body.len()).expect("short")];
+    out.extend_from_slice(body);
+    out
+}
+
+/// An extension config with a Wasm filter of the given `AsyncDataSource`.
+fn wasm(code: &[u8]) -> Vec<u8> {
+    let filter = field(1, &field(3, &field(3, code)));
+    let url = b"type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
+    let typed = [field(1, url), field(2, &filter)].concat();
+    [field(1, b"my-plugin"), field(2, &typed)].concat()
+}
+
 #[tokio::test]
-async fn remote_wasm_is_refused_with_a_reason_and_local_extensions_pass() {
+async fn wasm_without_code_is_refused_with_a_reason_and_local_extensions_pass() {
     let mut f = Fixture::new().await;
     let (mut client, mut call) = f.open(Protocol::Delta).await;
-    let field = |number: u8, body: &[u8]| {
-        let mut out = vec![number << 3 | 2, u8::try_from(body.len()).expect("short")];
-        out.extend_from_slice(body);
-        out
-    };
-    let wasm = |code: Vec<u8>| {
-        let filter = field(1, &field(3, &field(3, &code)));
-        let url = b"type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
-        let typed = [field(1, url), field(2, &filter)].concat();
-        [field(1, b"my-plugin"), field(2, &typed)].concat()
-    };
-    let remote = delta_response(EXTENSION, "e1", &[wasm(field(2, b""))]);
-    call.send(remote.encode_to_vec()).await;
+    let broken = delta_response(EXTENSION, "e1", &[wasm(b"")]);
+    call.send(broken.encode_to_vec()).await;
     let nack = upstream_delta(&mut call).await;
     assert_eq!(
         (nack.type_url.as_str(), nack.response_nonce.as_str()),
         (EXTENSION, "e1")
     );
     let error = nack.error_detail.expect("an error");
-    assert!(error.message.contains("my-plugin") && error.message.contains("not supported"));
-    let local = delta_response(EXTENSION, "e2", &[wasm(field(1, b""))]).encode_to_vec();
+    assert!(error.message.contains("my-plugin"), "{}", error.message);
+    let local = delta_response(EXTENSION, "e2", &[wasm(&field(1, b""))]).encode_to_vec();
     call.send(local.clone()).await;
     assert_eq!(client.message().await, local);
+}
+
+#[tokio::test]
+async fn a_refused_extension_config_names_the_version_that_was_accepted() {
+    let mut f = Fixture::new().await;
+    let (client, mut call) = f.open(Protocol::Sotw).await;
+    client.send(DiscoveryRequest {
+        type_url: EXTENSION.to_owned(),
+        version_info: "v1".to_owned(),
+        response_nonce: "n1".to_owned(),
+        ..Default::default()
+    });
+    assert_eq!(upstream_sotw(&mut call).await.version_info, "v1");
+    let broken = DiscoveryResponse {
+        type_url: EXTENSION.to_owned(),
+        version_info: "v2".to_owned(),
+        nonce: "n2".to_owned(),
+        resources: vec![Any {
+            type_url: EXTENSION.to_owned(),
+            value: wasm(b""),
+        }],
+        ..Default::default()
+    };
+    call.send(broken.encode_to_vec()).await;
+    let nack = upstream_sotw(&mut call).await;
+    let seen = (nack.version_info.as_str(), nack.response_nonce.as_str());
+    assert_eq!(seen, ("v1", "n2"));
+    assert!(nack.error_detail.is_some());
+}
+
+#[tokio::test]
+async fn other_types_pass_while_a_module_is_being_fetched() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("bind");
+    let port = silent.local_addr().expect("address").port();
+    let mut f = Fixture::new().await;
+    let (mut client, call) = f.open(Protocol::Delta).await;
+    let url = format!("http://127.0.0.1:{port}/m.wasm");
+    let remote = field(2, &field(1, &field(1, url.as_bytes())));
+    let fetching = delta_response(EXTENSION, "e1", &[wasm(&remote)]);
+    call.send(fetching.encode_to_vec()).await;
+    let (held, _) = within(silent.accept()).await.expect("the fetch");
+    let clusters = delta_response(CLUSTER, "c1", &[vec![1; 100_000]]).encode_to_vec();
+    call.send(clusters.clone()).await;
+    assert_eq!(client.message().await, clusters);
+    // The server gives up; the filter is replaced, and the response goes out after all.
+    drop((silent, held));
+    let converted = DeltaDiscoveryResponse::decode(client.message().await).expect("delta");
+    assert_eq!(converted.nonce, "e1");
+    let body = converted.resources[0].encode_to_vec();
+    assert!(body.windows(17).any(|w| w == b"wasm-default-deny"));
 }
 
 #[tokio::test]

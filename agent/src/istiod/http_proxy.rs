@@ -87,7 +87,7 @@ impl HttpsProxy {
     }
 
     /// Asks the proxy on `stream` for a tunnel to `target` (`host:port`).
-    pub(super) async fn tunnel(&self, stream: &mut TcpStream, target: &str) -> io::Result<()> {
+    pub(crate) async fn tunnel(&self, stream: &mut TcpStream, target: &str) -> io::Result<()> {
         let mut request =
             Zeroizing::new(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"));
         if let Some(credentials) = &self.credentials {

@@ -98,6 +98,13 @@ pub(super) fn client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsE
     Ok(config)
 }
 
+/// As [`client_config`], for HTTP/1.1 servers.
+pub(crate) fn http_client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsError> {
+    let mut config = client_config(settings)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
 fn provider(compliance: Compliance) -> (CryptoProvider, Vec<&'static SupportedProtocolVersion>) {
     let mut provider = aws_lc_rs::default_provider();
     let gcm_12 = [

@@ -238,18 +238,9 @@ impl Security<'_> {
         )
     }
 
-    /// The way to `address`, by `HTTPS_PROXY` and `NO_PROXY` in either spelling.
+    /// The way to `address`, by `HTTPS_PROXY` and `NO_PROXY`.
     fn https_proxy(&self, address: &str) -> Result<Option<HttpsProxy>, SecurityError> {
-        let either = |upper: &str, lower: &str| {
-            let text = self.environment.text(upper);
-            if text.is_empty() {
-                self.environment.text(lower)
-            } else {
-                text
-            }
-        };
-        let proxy = either("HTTPS_PROXY", "https_proxy");
-        let exceptions = either("NO_PROXY", "no_proxy");
+        let (proxy, exceptions) = proxy_variables(self.environment);
         let (host, port) = host_port(address)?;
         let target = (host.as_str(), port);
         Ok(HttpsProxy::for_host(&proxy, &exceptions, target)?)
@@ -442,6 +433,22 @@ impl Security<'_> {
         }
         Ok(RootSource::File(self.directory.join(ISTIOD_ROOT)))
     }
+}
+
+/// `HTTPS_PROXY` and `NO_PROXY` in either spelling; upper case wins.
+pub(super) fn proxy_variables(environment: &Environment) -> (String, String) {
+    let either = |upper: &str, lower: &str| {
+        let text = environment.text(upper);
+        if text.is_empty() {
+            environment.text(lower)
+        } else {
+            text
+        }
+    };
+    (
+        either("HTTPS_PROXY", "https_proxy"),
+        either("NO_PROXY", "no_proxy"),
+    )
 }
 
 fn explicit_root(text: &str) -> Option<RootSource> {

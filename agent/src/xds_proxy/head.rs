@@ -5,7 +5,7 @@ use bytes::Bytes;
 use outrigger_xds::Protocol;
 use outrigger_xds::pb::envoy::service::discovery::v3 as discovery;
 use outrigger_xds::pb::google::rpc::Status as RpcStatus;
-use outrigger_xds::wire::{Fields, Value, WireError, utf8};
+use outrigger_xds::wire::{Fields, Value, WireError, bytes_field, utf8};
 use prost::Message;
 use prost::encoding::decode_varint;
 
@@ -163,19 +163,6 @@ pub(super) fn resource_anys(protocol: Protocol, message: &Bytes) -> Result<Vec<B
                 Protocol::Sotw => found.push(resource),
                 Protocol::Delta => found.extend(bytes_field(&resource, RESOURCE_BODY)?),
             }
-        }
-    }
-    Ok(found)
-}
-
-/// The last value of a bytes field, if present.
-pub(super) fn bytes_field(message: &Bytes, number: u32) -> Result<Option<Bytes>, WireError> {
-    let mut found = None;
-    for field in Fields::new(message.clone()) {
-        if let (n, Value::Bytes(value)) = field?
-            && n == number
-        {
-            found = Some(value);
         }
     }
     Ok(found)

@@ -12,16 +12,18 @@ use outrigger_xds::grpc::{
 use outrigger_xds::type_url::{
     EXTENSION, HEALTH_INFORMATION, LISTENER, NAME_TABLE, PROXY_CONFIG, WORKLOAD,
 };
-use outrigger_xds::wire::WireError;
+use outrigger_xds::wire::{WireError, bytes_field};
 use outrigger_xds::{Protocol, Service};
 use parking_lot::Mutex;
 use prost::Message;
+use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::end::{EndClass, classify};
 use super::head::{self, Head};
 use super::istio_types::{NameTable, PcdsProxyConfig};
-use super::{Connected, Health, Shared, count, extension};
+use super::{Connected, Health, Shared, count};
+use crate::wasm::{WasmCache, convert};
 
 /// Types forwarded to the proxy begin so, or are [`WORKLOAD`].
 const ENVOY_TYPES: &str = "type.googleapis.com/envoy.";
@@ -35,6 +37,9 @@ const COLLECTED: usize = 64 * 1024;
 const MAX_OWN: usize = 64 << 20;
 /// Most bytes of requests that wait for an istiod that does not read.
 const MAX_QUEUED: usize = 64 << 20;
+
+/// Most extension configs that wait for their modules; istiod is not read beyond.
+const MAX_WAITING: usize = 16;
 
 /// Who ended the stream.
 enum End {
@@ -63,6 +68,9 @@ enum Out {
     More(Bytes),
 }
 
+/// Extension configs that wait for their modules while other responses pass.
+type Extensions = mpsc::Sender<(Head, Bytes)>;
+
 struct Streams {
     shared: Arc<Shared>,
     protocol: Protocol,
@@ -72,6 +80,8 @@ struct Streams {
     listening_now: tokio::sync::Notify,
     /// SotW: version of the last accepted ECDS response.
     extension_version: Mutex<String>,
+    /// Held while a message goes to the proxy: pieces of two must not mix.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// Serves one stream; the returned status is the proxy's.
@@ -90,10 +100,13 @@ pub(super) async fn serve(
         listening: AtomicBool::new(false),
         listening_now: tokio::sync::Notify::new(),
         extension_version: Mutex::default(),
+        turn: tokio::sync::Mutex::default(),
     };
+    let (extensions, waiting) = mpsc::channel(MAX_WAITING);
     let end = tokio::select! {
         end = streams.forward_requests(requests) => end,
-        end = streams.forward_responses(responses, &responder) => end,
+        end = streams.forward_responses(responses, &responder, extensions) => end,
+        end = streams.convert_extensions(waiting, &responder) => end,
         end = streams.report_health() => end,
     };
     drop(connected);
@@ -241,8 +254,14 @@ impl Streams {
         }
     }
 
-    async fn forward_responses(&self, mut responses: MessageStream, down: &Responder) -> End {
-        match self.try_forward_responses(&mut responses, down).await {
+    async fn forward_responses(
+        &self,
+        mut responses: MessageStream,
+        down: &Responder,
+        extensions: Extensions,
+    ) -> End {
+        let end = self.try_forward_responses(&mut responses, down, &extensions);
+        match end.await {
             Ok(()) => End::Upstream(None),
             Err(end) => end,
         }
@@ -252,6 +271,7 @@ impl Streams {
         &self,
         responses: &mut MessageStream,
         down: &Responder,
+        extensions: &Extensions,
     ) -> Result<(), End> {
         while let Some(response) = self.response(responses, down).await? {
             self.shared.answered();
@@ -259,7 +279,11 @@ impl Streams {
                 continue;
             };
             let head = head::response_head(&message).map_err(End::BadResponse)?;
-            if !self.handle(&head, &message) {
+            if head.type_url == EXTENSION && self.shared.config.wasm.is_some() {
+                // The receiver lives as long as the stream.
+                let _ = extensions.send((head, message)).await;
+            } else if !self.handle(&head, &message) {
+                let _turn = self.turn.lock().await;
                 send(down, Out::Message(message), &head.type_url).await?;
             }
         }
@@ -293,6 +317,7 @@ impl Streams {
             _ => Err(failed(GrpcError::Truncated)),
         };
         if self.passes(&type_url) {
+            let _turn = self.turn.lock().await;
             send(down, Out::Start(length, first), &type_url).await?;
             while missing > 0 {
                 let piece = next().await?;
@@ -314,9 +339,50 @@ impl Streams {
         Ok(Some(Response::Whole(message.freeze())))
     }
 
+    /// Rewrites extension configs in their order; what cannot be understood is refused as a whole.
+    async fn convert_extensions(
+        &self,
+        mut waiting: mpsc::Receiver<(Head, Bytes)>,
+        down: &Responder,
+    ) -> End {
+        let Some(wasm) = &self.shared.config.wasm else {
+            return std::future::pending().await;
+        };
+        while let Some((head, message)) = waiting.recv().await {
+            if let Err(end) = self.convert_extension(wasm, head, &message, down).await {
+                return end;
+            }
+        }
+        // The sender is gone: the stream ends with what it says.
+        std::future::pending().await
+    }
+
+    async fn convert_extension(
+        &self,
+        wasm: &WasmCache,
+        head: Head,
+        message: &Bytes,
+        down: &Responder,
+    ) -> Result<(), End> {
+        match convert(wasm, self.protocol, message).await {
+            Ok(converted) => {
+                let _turn = self.turn.lock().await;
+                send(down, Out::Message(converted), &head.type_url).await
+            }
+            Err(error) => {
+                tracing::error!(%error, "extension config rejected");
+                let version = self.extension_version.lock().clone();
+                let refused = Head { version, ..head };
+                let verdict = head::verdict(self.protocol, &refused, Some(error.to_string()));
+                self.send_upstream(verdict);
+                Ok(())
+            }
+        }
+    }
+
     /// True for types that are the proxy's business alone.
     fn passes(&self, type_url: &str) -> bool {
-        let converted = type_url == EXTENSION && self.shared.config.convert_wasm;
+        let converted = type_url == EXTENSION && self.shared.config.wasm.is_some();
         (type_url.starts_with(ENVOY_TYPES) || type_url == WORKLOAD) && !converted
     }
 
@@ -325,26 +391,6 @@ impl Streams {
         let error = match head.type_url.as_str() {
             NAME_TABLE => self.take_name_table(message).err(),
             PROXY_CONFIG => self.take_proxy_config(message).err(),
-            EXTENSION => {
-                if !self.shared.config.convert_wasm {
-                    return false;
-                }
-                let Err(error) = extension::check(self.protocol, message) else {
-                    return false;
-                };
-                tracing::error!(%error, "extension config rejected");
-                let version = self.extension_version.lock().clone();
-                let refused = Head {
-                    version,
-                    ..head.clone()
-                };
-                self.send_upstream(head::verdict(
-                    self.protocol,
-                    &refused,
-                    Some(error.to_string()),
-                ));
-                return true;
-            }
             other if other.starts_with(ENVOY_TYPES) || other == WORKLOAD => return false,
             other => {
                 self.shared.report_dropped(other);
@@ -363,7 +409,7 @@ impl Streams {
         let anys = head::resource_anys(self.protocol, message).map_err(|e| e.to_string())?;
         match anys.first() {
             None => Ok(None),
-            Some(any) => head::bytes_field(any, 2)
+            Some(any) => bytes_field(any, 2)
                 .map(|body| Some(body.unwrap_or_default()))
                 .map_err(|e| e.to_string()),
         }

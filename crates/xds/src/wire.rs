@@ -120,15 +120,23 @@ impl Iterator for Fields {
 /// # Errors
 /// If the message is malformed or the field is not UTF-8.
 pub fn string_field(message: &Bytes, number: u32) -> Result<String, WireError> {
-    let mut found = Bytes::new();
+    utf8(number, &bytes_field(message, number)?.unwrap_or_default())
+}
+
+/// The bytes, string or message in field `number` (the last occurrence), if it is there.
+///
+/// # Errors
+/// If the message is malformed.
+pub fn bytes_field(message: &Bytes, number: u32) -> Result<Option<Bytes>, WireError> {
+    let mut found = None;
     for field in Fields::new(message.clone()) {
         if let (n, Value::Bytes(value)) = field?
             && n == number
         {
-            found = value;
+            found = Some(value);
         }
     }
-    utf8(number, &found)
+    Ok(found)
 }
 
 /// `bytes` of field `number` as text.
