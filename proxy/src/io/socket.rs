@@ -47,27 +47,11 @@ fn stream_socket(address: SocketAddr, options: ListenOptions) -> io::Result<Sock
 /// # Errors
 /// When the system refuses.
 pub fn set_transparent(socket: &impl AsFd, address: SocketAddr) -> io::Result<()> {
+    let socket = SockRef::from(socket);
     if address.is_ipv4() {
-        return SockRef::from(socket).set_ip_transparent_v4(true);
-    }
-    let on: libc::c_int = 1;
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd());
-    #[allow(unsafe_code, reason = "no crate in the tree wraps IPV6_TRANSPARENT")]
-    // SAFETY: `fd` is open for the duration of the borrow, and the option value is a c_int that outlives
-    // the call, passed with its exact size.
-    let result = unsafe {
-        libc::setsockopt(
-            fd,
-            libc::SOL_IPV6,
-            libc::IPV6_TRANSPARENT,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        Ok(())
+        socket.set_ip_transparent_v4(true)
     } else {
-        Err(io::Error::last_os_error())
+        socket.set_ip_transparent_v6(true)
     }
 }
 

@@ -13,6 +13,7 @@ use outrigger_config::cluster::TcpKeepalive;
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use crate::error::Flag;
+use crate::io::socket::set_transparent;
 use crate::io::stream::{Rewound, Stream};
 use crate::stream_info::{ConnectionInfo, TlsInfo, UpstreamInfo};
 use crate::tls::context::HandshakeOptions;
@@ -217,14 +218,8 @@ async fn connect_socket(
     // The endpoint's own family only: a v6 source cannot reach a v4 host.
     let bind = match original_src {
         Some((source, mark)) => {
-            let reference = socket2::SockRef::from(&socket);
-            let result = if address.is_ipv4() {
-                reference.set_ip_transparent_v4(true)
-            } else {
-                reference.set_ip_transparent_v6(true)
-            };
-            result
-                .and_then(|()| reference.set_mark(mark))
+            set_transparent(&socket, address)
+                .and_then(|()| socket2::SockRef::from(&socket).set_mark(mark))
                 .map_err(text)?;
             Some(SocketAddr::new(source.ip(), 0))
         }
