@@ -161,3 +161,35 @@ async fn traffic_outlives_the_control_plane_and_follows_it_when_it_is_back() {
     let proxy = client.proxy.as_mut().expect("a sidecar");
     assert_eq!(proxy.exited().expect("asked"), None);
 }
+
+#[tokio::test]
+async fn traffic_goes_on_while_the_control_plane_flaps_and_one_stream_is_left() {
+    const FLAPS: usize = 30;
+    let Some(bench) = Bench::new() else { return };
+    let [mut client, _one, _two] = bench.ready([SLEEP, V1, V2]).await;
+    let istiod = &bench.lab.istiod;
+    for _ in 0..FLAPS {
+        istiod.refuse(true);
+        istiod.kill_connections();
+        hello(&client).await;
+        istiod.refuse(false);
+        hello(&client).await;
+    }
+    let own = |e: &&outrigger_tests::istiod::AdsEvent| e.node.split('~').nth(1) == Some(SLEEP);
+    let streams = |events: &[outrigger_tests::istiod::AdsEvent]| {
+        use outrigger_tests::istiod::EventKind::{Connected, Disconnected};
+        let is_open = |e: &&outrigger_tests::istiod::AdsEvent| matches!(e.kind, Connected { .. });
+        let open = events.iter().filter(own).filter(is_open).count();
+        let ended = events.iter().filter(own).filter(|e| e.kind == Disconnected);
+        (open, open - ended.count())
+    };
+    let one = |events: &[outrigger_tests::istiod::AdsEvent]| streams(events).1 == 1;
+    let back = istiod.ads.wait_for(crate::bench::SOON, one).await;
+    let (opened, open) = streams(&istiod.ads.events());
+    assert!(back, "{open} of {opened} streams are open");
+    // Each cut costs at most the stream that it ends and the next one.
+    assert!(opened <= 2 * FLAPS, "{opened} streams");
+    assert_eq!(bench.refusals(), [] as [String; 0]);
+    let proxy = client.proxy.as_mut().expect("a sidecar");
+    assert_eq!(proxy.exited().expect("asked"), None);
+}
