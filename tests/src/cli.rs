@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 
 use crate::apps::{self, Kind, Persona};
-use crate::demo;
+use crate::{demo, startup};
 
 /// Test applications and the demo.
 #[derive(Debug, Parser)]
@@ -29,6 +29,8 @@ enum Command {
     },
     /// Run pods with sidecars, send traffic, show what happened.
     Demo(demo::Options),
+    /// Measure start-up and the agent's memory (root; needs the recorded fixtures).
+    Startup(startup::Options),
 }
 
 /// Why the lab stopped.
@@ -43,6 +45,9 @@ pub enum CliError {
     /// A step of the demo failed.
     #[error(transparent)]
     Demo(#[from] demo::DemoError),
+    /// A measurement could not be made.
+    #[error(transparent)]
+    Startup(#[from] startup::StartupError),
 }
 
 fn parse(text: &str) -> Option<(Kind, SocketAddr)> {
@@ -70,6 +75,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
             Ok(())
         }
         Command::Demo(options) => Ok(demo::run(options).await?),
+        Command::Startup(options) => Ok(startup::run(options).await?),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,15 +22,17 @@ pub struct Dns {
 struct Shared {
     table: Arc<Mutex<BTreeMap<String, Ipv4Addr>>>,
     queries: Arc<Mutex<Vec<String>>>,
+    mute: Arc<AtomicBool>,
 }
 
 impl Shared {
     fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
-        answer(query, |name| {
+        let reply = answer(query, |name| {
             self.queries.lock().push(name.to_owned());
             let table = self.table.lock();
             (table.get(name).copied(), table.contains_key(name))
-        })
+        });
+        reply.filter(|_| !self.mute.load(Ordering::Relaxed))
     }
 }
 
@@ -66,6 +69,11 @@ impl Dns {
     /// Adds a name, lower case and without the final dot.
     pub fn insert(&self, name: impl Into<String>, address: Ipv4Addr) {
         self.shared.table.lock().insert(name.into(), address);
+    }
+
+    /// While true, queries are read and never answered.
+    pub fn mute(&self, mute: bool) {
+        self.shared.mute.store(mute, Ordering::Relaxed);
     }
 
     /// Every name asked so far.

@@ -16,3 +16,4 @@ pub mod netns;
 pub mod oracle;
 pub mod pod;
 pub mod probe;
+pub mod startup;
