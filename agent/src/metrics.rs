@@ -9,8 +9,11 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+mod histogram;
 mod process;
 mod runtime;
+
+pub use histogram::Histogram;
 
 /// Which part of a merged scrape failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

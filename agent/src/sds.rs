@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tonic::Status;
 
+use crate::metrics::Histogram;
 use crate::secret_manager::SecretManager;
 use crate::uds::{self, SocketFile, UdsError};
 
@@ -47,17 +48,34 @@ pub struct SdsConfig {
     pub server: ServerOptions,
 }
 
+/// Upper bounds of `pilot_xds_send_time`, in seconds.
+const SEND_BOUNDS: [f64; 8] = [0.01, 0.1, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
+
 /// Counters of the SDS server, under the names the reference exports.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SdsMetrics {
     /// `pilot_xds_expired_nonce{type}`.
     pub expired_nonce: AtomicU64,
     /// `pilot_total_xds_rejects{type}`.
     pub rejects: AtomicU64,
+    /// `pilot_xds_send_time`: seconds until the connection took a response.
+    pub send_time: Histogram,
     /// Responses sent.
     pub pushes: AtomicU64,
     /// Streams open now.
     pub streams: AtomicU64,
+}
+
+impl Default for SdsMetrics {
+    fn default() -> Self {
+        Self {
+            expired_nonce: AtomicU64::default(),
+            rejects: AtomicU64::default(),
+            send_time: Histogram::new(&SEND_BOUNDS),
+            pushes: AtomicU64::default(),
+            streams: AtomicU64::default(),
+        }
+    }
 }
 
 /// State shared by the streams.

@@ -241,6 +241,11 @@ async fn connect(
                 &labels,
                 count(&counters.rejects),
             );
+            counters.send_time.render(
+                page,
+                "pilot_xds_send_time",
+                "Total time in seconds the agent takes to send a secret.",
+            );
         });
         services.spawn(server.run());
     }

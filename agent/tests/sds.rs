@@ -21,6 +21,7 @@ use outrigger_xds::pb::envoy::service::discovery::v3::{DiscoveryRequest, Discove
 use outrigger_xds::pb::google::rpc;
 use outrigger_xds::type_url::SECRET;
 use outrigger_xds::{AdsClient, ClientConfig, Event, Protocol, Service, Session, UdsConnector};
+use pilot_agent::metrics::Metrics;
 use pilot_agent::sds::{
     SdsConfig, SdsMetrics, SdsProvider, SdsProviderError, SdsServer, detect_provider,
 };
@@ -219,6 +220,14 @@ async fn acks_nacks_and_stale_nonces_are_silent_and_only_added_names_are_sent() 
     client.send(request(&["default"], &second.nonce));
     let (_, secrets) = response(&mut client).await;
     assert_eq!(secrets[0].name, "default");
+    // The stream counts a response before it sends the next one.
+    let (metrics, counters) = (Metrics::default(), f.metrics.clone());
+    metrics.add_source(move |page| counters.send_time.render(page, "send_time", "help"));
+    let text = metrics.render();
+    let count = text
+        .lines()
+        .find_map(|l| l.strip_prefix("istio_agent_send_time_count "));
+    assert!(["2", "3"].contains(&count.unwrap_or_default()), "{text}");
 }
 
 #[tokio::test]

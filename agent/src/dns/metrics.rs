@@ -3,13 +3,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::metrics::Page;
+use crate::metrics::{Histogram, Page};
 
-/// Upper bounds of the duration histogram, in microseconds: 1 ms to 5 s.
-const BOUNDS_MICROS: [u64; 6] = [1_000, 5_000, 10_000, 100_000, 1_000_000, 5_000_000];
+/// Upper bounds of the duration histogram, in seconds.
+const BOUNDS: [f64; 6] = [0.001, 0.005, 0.01, 0.1, 1.0, 5.0];
 
 /// Counters since the start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DnsMetrics {
     /// `dns_requests_total`: packets that were queries.
     pub requests: AtomicU64,
@@ -17,18 +17,24 @@ pub struct DnsMetrics {
     pub upstream_requests: AtomicU64,
     /// `dns_upstream_failures_total`: forwarded queries that no server answered.
     pub upstream_failures: AtomicU64,
-    /// Forwarded queries per bound, not summed up; the last has no bound.
-    buckets: [AtomicU64; BOUNDS_MICROS.len() + 1],
-    sum_micros: AtomicU64,
+    upstream_durations: Histogram,
+}
+
+impl Default for DnsMetrics {
+    fn default() -> Self {
+        Self {
+            requests: AtomicU64::default(),
+            upstream_requests: AtomicU64::default(),
+            upstream_failures: AtomicU64::default(),
+            upstream_durations: Histogram::new(&BOUNDS),
+        }
+    }
 }
 
 impl DnsMetrics {
     /// One forwarded query took so long.
     pub fn upstream_took(&self, duration: Duration) {
-        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS_MICROS.partition_point(|&bound| bound < micros);
-        add(&self.buckets[bucket], 1);
-        add(&self.sum_micros, micros);
+        self.upstream_durations.observe(duration.as_secs_f64());
     }
 
     /// Writes the series that have been used.
@@ -53,17 +59,10 @@ impl DnsMetrics {
         ] {
             page.counter(name, help, &[], load(value));
         }
-        let bounds = BOUNDS_MICROS.map(|micros| micros as f64 / 1e6);
-        let buckets: Vec<_> = bounds
-            .into_iter()
-            .zip(self.buckets.iter().map(load))
-            .collect();
-        page.histogram(
+        self.upstream_durations.render(
+            page,
             "dns_upstream_request_duration_seconds",
             "Time until a name server answered, or none did.",
-            &buckets,
-            load(&self.buckets[BOUNDS_MICROS.len()]),
-            load(&self.sum_micros) as f64 / 1e6,
         );
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use futures_util::future::select_all;
 use outrigger_xds::grpc::{MessageStream, Responder};
@@ -146,10 +147,13 @@ impl Stream {
         self.nonce = encode::nonce();
         let message = encode::response(self.shared.next_version(), &self.nonce, resources);
         self.shared.metrics.pushes.fetch_add(1, Ordering::Relaxed);
+        let begin = Instant::now();
         // If the client is gone, the request side of the stream ends next.
         // The message is its own first piece: it is not copied next to its prefix, where the key
         // would stay behind.
         let _ = self.responder.start(message.len(), message).await;
+        let took = begin.elapsed().as_secs_f64();
+        self.shared.metrics.send_time.observe(took);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::metrics::Page;
+use crate::metrics::{Histogram, Page};
 
 /// Results of a fetch, in the order of [`WasmMetrics`]' counters.
 const FETCHES: [&str; 5] = [
@@ -22,8 +22,11 @@ const CONVERSIONS: [&str; 6] = [
     "fetch_failure",
     "miss_remote_fetch_hint",
 ];
-/// Bounds of the duration histogram are 1, 2, 4 … 16384 ms.
-const BOUNDS: usize = 15;
+/// Upper bounds of the duration histogram, in milliseconds.
+const BOUNDS: [f64; 15] = [
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0,
+    16384.0,
+];
 
 /// Result of one fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +50,7 @@ pub(super) enum Conversion {
 }
 
 /// Counters of a cache.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct WasmMetrics {
     /// `wasm_cache_entries`.
     pub(super) entries: AtomicU64,
@@ -55,9 +58,20 @@ pub struct WasmMetrics {
     misses: AtomicU64,
     fetches: [AtomicU64; 5],
     conversions: [AtomicU64; 6],
-    durations: [AtomicU64; BOUNDS],
-    longer: AtomicU64,
-    total_ms: AtomicU64,
+    durations: Histogram,
+}
+
+impl Default for WasmMetrics {
+    fn default() -> Self {
+        Self {
+            entries: AtomicU64::default(),
+            hits: AtomicU64::default(),
+            misses: AtomicU64::default(),
+            fetches: Default::default(),
+            conversions: Default::default(),
+            durations: Histogram::new(&BOUNDS),
+        }
+    }
 }
 
 fn add(counter: &AtomicU64) {
@@ -78,12 +92,7 @@ impl WasmMetrics {
     }
 
     pub(super) fn took(&self, duration: Duration) {
-        let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let bucket = self.durations.iter().enumerate();
-        let bucket = bucket.map(|(i, counter)| (1 << i, counter));
-        let found = bucket.into_iter().find(|(bound, _)| ms <= *bound);
-        add(found.map_or(&self.longer, |(_, counter)| counter));
-        self.total_ms.fetch_add(ms, Ordering::Relaxed);
+        self.durations.observe(duration.as_secs_f64() * 1000.0);
     }
 
     /// Writes the series of section 11.
@@ -120,16 +129,10 @@ impl WasmMetrics {
                 value(counter),
             );
         }
-        let durations = self.durations.iter().enumerate();
-        let buckets: Vec<(f64, u64)> = durations
-            .map(|(i, counter)| (f64::from(1 << i), value(counter)))
-            .collect();
-        page.histogram(
+        self.durations.render(
+            page,
             "wasm_config_conversion_duration",
             "Total time in milliseconds istio-agent spends on converting remote load in Wasm config.",
-            &buckets,
-            value(&self.longer),
-            value(&self.total_ms) as f64,
         );
     }
 }
