@@ -328,7 +328,7 @@ fn failures() -> Vec<Case> {
             54,
             "timeout header from outside",
             route(json!({"timeout": "5s"})),
-            get("/echo", "x-envoy-upstream-rq-timeout-ms: 1\r\n"),
+            get("/slow?s=1", "x-envoy-upstream-rq-timeout-ms: 100\r\n"),
         )
         .hcm(json!({"use_remote_address": true,
                 "internal_address_config": {"cidr_ranges": []}})),
