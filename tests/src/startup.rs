@@ -17,7 +17,9 @@ use crate::pod::{Lab, Pod, PodError, PodSpec, Sidecar};
 /// The recorded client.
 const NODE: (&str, &str) = ("10.244.1.10", "sleep");
 /// Longest wait for anything.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The drain time of the recorded bootstrap, 45 s, and a little.
+const DRAINED: Duration = Duration::from_secs(50);
 /// What the agent exports about its own start.
 const METRIC: &str = "istio_agent_startup_duration_seconds ";
 
@@ -103,6 +105,9 @@ pub async fn run(options: Options) -> Result<(), StartupError> {
     memory(&pod, "at rest");
     push(&lab, snapshot, options.pushes).await?;
     memory(&pod, &format!("after {} pushes", options.pushes));
+    // Listeners that were replaced serve their connections for the drain time.
+    tokio::time::sleep(DRAINED).await;
+    memory(&pod, "after the drain time");
     Ok(())
 }
 
@@ -189,10 +194,13 @@ async fn settled(lab: &Lab, before: usize, round: usize) -> Result<(), StartupEr
         let (sent, acked) = count(&events[before..]);
         sent > 0 && acked >= sent
     };
-    if lab.istiod.ads.wait_for(DEADLINE, done).await {
+    let ads = &lab.istiod.ads;
+    if ads.wait_for(DEADLINE, done).await {
         return Ok(());
     }
+    let events = ads.events();
     Err(StartupError::Unexpected(format!(
-        "push {round} was not acknowledged"
+        "push {round} was not acknowledged; since then: {:?}",
+        &events[before..]
     )))
 }

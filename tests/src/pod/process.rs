@@ -17,7 +17,7 @@ pub struct Memory {
     pub name: String,
     /// Its id outside the container.
     pub pid: u32,
-    /// Pages of its own: what it costs the node.
+    /// Written pages of its own: what it costs the node beside the binary, of which all pods share one copy.
     pub private: u64,
     /// Resident file-backed pages (its binary), shared between pods on a node.
     pub file: u64,
@@ -195,7 +195,7 @@ fn memory_of(pid: u32) -> Option<Memory> {
     Some(Memory {
         name: read("comm")?.trim().to_owned(),
         pid,
-        private: field(&rollup, "Private_Clean") + field(&rollup, "Private_Dirty"),
+        private: field(&rollup, "Private_Dirty"),
         file: field(&status, "RssFile"),
     })
 }
