@@ -378,6 +378,32 @@ async fn a_removed_listener_stops_accepting_at_once_and_its_connections_end_late
 }
 
 #[tokio::test]
+async fn a_removed_listener_can_come_back_before_its_sockets_are_closed() {
+    let mut proxy = Proxy::start();
+    proxy.cluster("a", named_echo("a").await);
+    let mut config = plain("l", vec![tcp_chain("a", to("a"))]);
+    proxy.apply(&config);
+    let bound = proxy.address("l");
+    config.address = Some(address(bound));
+    for round in 0..50 {
+        assert!(proxy.manager.remove("l"));
+        assert_eq!(proxy.apply(&config), Applied::Added, "round {round}");
+    }
+    // A connection that an old socket took is reset when that closes; the next one is served.
+    let served = async {
+        loop {
+            let mut byte = [0];
+            let mut client = TcpStream::connect(bound).await.expect("listens");
+            if client.read_exact(&mut byte).await.is_ok() {
+                return byte;
+            }
+        }
+    };
+    assert_eq!(soon(served).await, *b"a");
+    proxy.stop();
+}
+
+#[tokio::test]
 async fn a_silent_client_waits_for_the_timeout_of_the_inspectors() {
     let mut proxy = Proxy::start();
     proxy.cluster("echo", named_echo("A").await);

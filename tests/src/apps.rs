@@ -24,7 +24,7 @@ pub enum Kind {
     First,
     /// Reads everything, answers nothing.
     Sink,
-    /// Accepts and closes with a reset.
+    /// Reads once and closes with a reset: on accept it would race with the connecting side.
     Reset,
 }
 
@@ -103,7 +103,10 @@ async fn one(
         Kind::Sink => tokio::io::copy(&mut stream, &mut tokio::io::sink())
             .await
             .map(drop),
-        Kind::Reset => stream.set_zero_linger(),
+        Kind::Reset => {
+            stream.read(&mut [0; 64]).await?;
+            stream.set_zero_linger()
+        }
     }
 }
 

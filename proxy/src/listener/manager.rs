@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use outrigger_config::http::RouteSource;
@@ -109,6 +109,8 @@ pub struct ListenerManager {
     stats: ManagerStats,
     /// `/drain_listeners?graceful` was asked for: new chains drain from the start.
     draining: Option<DrainScope>,
+    /// Stopped bindings. One that is still alive has sockets that workers have not closed yet.
+    closing: Vec<Weak<Binding>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -143,6 +145,7 @@ impl ListenerManager {
             listeners: BTreeMap::new(),
             stats,
             draining: None,
+            closing: Vec::new(),
         }
     }
 
@@ -237,7 +240,7 @@ impl ListenerManager {
         }
         for gone in &old_bindings {
             if !bindings.iter().any(|b| Arc::ptr_eq(b, gone)) {
-                gone.stop();
+                self.close(gone);
             }
         }
         self.start(&runtime);
@@ -329,8 +332,11 @@ impl ListenerManager {
         old: &[Arc<Binding>],
     ) -> Result<Arc<Binding>, ListenerError> {
         let failed = |cause| ListenerError::Bind { address, cause };
-        // Our own sockets of the listener before would make the probe fail; they are known to be ours.
-        if address.port() != 0 && !old.iter().any(|b| b.address == address) {
+        // Our own sockets would make the probe fail: those of the listener before, and those of a removed one
+        // that comes back before every worker has closed them.
+        let closing = self.closing.iter().filter_map(Weak::upgrade);
+        let mut ours = old.iter().map(Arc::clone).chain(closing);
+        if address.port() != 0 && !ours.any(|b| overlap(b.address, address)) {
             socket::probe(address, options).map_err(failed)?;
         }
         let mut sockets = Vec::with_capacity(self.shared.workers.len());
@@ -385,13 +391,20 @@ impl ListenerManager {
         });
     }
 
+    /// Stops a binding. Its sockets close when the workers see it.
+    fn close(&mut self, binding: &Arc<Binding>) {
+        binding.stop();
+        self.closing.retain(|b| b.strong_count() > 0);
+        self.closing.push(Arc::downgrade(binding));
+    }
+
     /// Removes a listener: stops accepting at once, drains its connections. False when there is none.
     pub fn remove(&mut self, name: &str) -> bool {
         let Some(managed) = self.listeners.remove(name) else {
             return false;
         };
         for binding in &managed.bindings {
-            binding.stop();
+            self.close(binding);
         }
         self.shared
             .table
@@ -477,6 +490,12 @@ fn after(delay: Duration, action: impl FnOnce() + Send + 'static) {
         tokio::time::sleep(delay).await;
         action();
     });
+}
+
+/// Whether two addresses cannot be bound side by side.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let wild = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && (wild || a.ip() == b.ip())
 }
 
 const fn listen_options(config: &Listener) -> ListenOptions {

@@ -15,7 +15,7 @@ use outrigger_tests::probe::Reply;
 use prost::Message;
 
 /// Longest wait for anything that is not meant to take long.
-pub(crate) const SOON: Duration = Duration::from_secs(15);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// The client; what is recorded for it knows the servers below.
 pub(crate) const SLEEP: &str = "10.244.1.10";
