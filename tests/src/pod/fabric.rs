@@ -124,10 +124,12 @@ impl Fabric {
             cables: AtomicU32::new(0),
         };
         let ns = fabric.name();
+        // The bridges' own link addresses: one that is not set follows the ports, and a pod that has
+        // resolved the old one loses its gateway when the next pod is plugged in.
         sh(&format!(
             "ip netns add {ns}; ip -n {ns} link set lo up\n\
-             for b in br0:10.244.0.1 br1:10.245.0.1; do\n\
-             ip -n {ns} link add ${{b%%:*}} type bridge; ip -n {ns} addr add ${{b##*:}}/16 dev ${{b%%:*}}\n\
+             for b in br0:10.244.0.1 br1:10.245.0.1; do n=${{b%%:*}}\n\
+             ip -n {ns} link add $n address 02:00:00:00:0b:0${{n#br}} type bridge; ip -n {ns} addr add ${{b##*:}}/16 dev ${{b%%:*}}\n\
              ip -n {ns} link set ${{b%%:*}} up; done\n\
              ip netns exec {ns} sysctl -qw net.ipv4.ip_forward=1\n\
              ip -n {ns} route add unreachable 10.96.0.0/16\n\
