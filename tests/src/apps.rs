@@ -104,7 +104,7 @@ async fn one(
             .await
             .map(drop),
         Kind::Reset => {
-            stream.read(&mut [0; 64]).await?;
+            stream.read_u8().await?;
             stream.set_zero_linger()
         }
     }
