@@ -232,14 +232,17 @@ impl Direction {
         let Ok(mut splice) = Splice::new() else {
             return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
         };
-        let n = ready!(splice.poll_fill(cx, source))?;
-        if n > 0 {
-            self.splice = Some(splice);
-            if n < SMALL {
-                (self.bulk, self.size) = (Bulk::No, SMALL);
+        let read = splice.poll_fill(cx, source);
+        match read {
+            Poll::Ready(Ok(n)) if n > 0 => {
+                self.splice = Some(splice);
+                if n < SMALL {
+                    (self.bulk, self.size) = (Bulk::No, SMALL);
+                }
             }
+            _ => splice.give_back(),
         }
-        Poll::Ready(Ok(n))
+        read
     }
 
     fn poll_write<W: Endpoint>(
@@ -252,7 +255,9 @@ impl Direction {
                 return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
             };
             ready!(splice.poll_drain(cx, sink))?;
-            self.splice = None;
+            if let Some(splice) = self.splice.take() {
+                splice.give_back();
+            }
         }
         while let Some((buffer, start, end)) = &mut self.held {
             let n = ready!(Pin::new(&mut *writer).poll_write(cx, &buffer[*start..*end]))?;

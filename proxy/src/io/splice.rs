@@ -39,7 +39,7 @@ impl Pipe {
 /// Bytes of one direction on their way through a pipe.
 #[derive(Debug)]
 pub(super) struct Splice {
-    pipe: Option<Pipe>,
+    pipe: Pipe,
     /// Bytes in the pipe.
     held: usize,
 }
@@ -54,15 +54,21 @@ impl Splice {
             Some(pipe) => pipe,
             None => Pipe::open()?,
         };
-        Ok(Self {
-            pipe: Some(pipe),
-            held: 0,
-        })
+        Ok(Self { pipe, held: 0 })
     }
 
-    /// Whether nothing is on its way.
-    #[must_use]
-    pub(super) const fn is_empty(&self) -> bool {
+    /// Lends the pipe to the next bulk. One with bytes of this connection in it is closed instead.
+    pub(super) fn give_back(self) {
+        if self.is_empty() {
+            POOL.with_borrow_mut(|pool| {
+                if pool.len() < KEPT {
+                    pool.push(self.pipe);
+                }
+            });
+        }
+    }
+
+    const fn is_empty(&self) -> bool {
         self.held == 0
     }
 
@@ -79,12 +85,9 @@ impl Splice {
             self.is_empty(),
             "a full pipe and a dry socket look the same"
         );
-        let Some(pipe) = &self.pipe else {
-            return Poll::Ready(Ok(0));
-        };
         let n = loop {
             ready!(reader.poll_read_ready(cx))?;
-            match reader.try_io(Interest::READABLE, || step(reader, &pipe.into, MOST)) {
+            match reader.try_io(Interest::READABLE, || step(reader, &self.pipe.into, MOST)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 other => break other?,
             }
@@ -102,33 +105,17 @@ impl Splice {
         cx: &mut Context<'_>,
         writer: &TcpStream,
     ) -> Poll<io::Result<()>> {
-        let Some(pipe) = &self.pipe else {
-            return Poll::Ready(Ok(()));
-        };
         while self.held > 0 {
             ready!(writer.poll_write_ready(cx))?;
-            match writer.try_io(Interest::WRITABLE, || step(&pipe.out, writer, self.held)) {
+            match writer.try_io(Interest::WRITABLE, || {
+                step(&self.pipe.out, writer, self.held)
+            }) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 other => self.held -= other?,
             }
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-impl Drop for Splice {
-    fn drop(&mut self) {
-        // A pipe with bytes of one connection must never reach another.
-        if self.held == 0
-            && let Some(pipe) = self.pipe.take()
-        {
-            POOL.with_borrow_mut(|pool| {
-                if pool.len() < KEPT {
-                    pool.push(pipe);
-                }
-            });
-        }
     }
 }
 
