@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use super::PodFacts;
 use crate::host::{OwnerError, OwnerNames};
-use crate::iptables::text::{render_rule as iptables_rule, resolve_addr};
-use crate::nft::plan::{NftMatch, build_plan};
+use crate::iptables::text::render_rule as iptables_rule;
+use crate::nft::plan::{NftMatch, build_plan, resolve};
 use crate::nft::text::render_rule as nft_rule;
 use crate::rules::{Action, Chain, Family, Flavor, Match, Place, Rule, Table, build_rules};
 use crate::values::OwnerId;
@@ -96,19 +96,7 @@ impl Ruleset {
                 matches: rule
                     .matches
                     .iter()
-                    .map(|matching| match matching {
-                        Match::Source(addr) => NftMatch::Address {
-                            source: true,
-                            not: false,
-                            net: resolve_addr(*addr, config, family),
-                        },
-                        Match::Destination { not, addr } => NftMatch::Address {
-                            source: false,
-                            not: *not,
-                            net: resolve_addr(*addr, config, family),
-                        },
-                        other => NftMatch::Other(other.clone()),
-                    })
+                    .map(|matching| resolve(matching, config, family))
                     .collect(),
                 action: rule.action,
             };

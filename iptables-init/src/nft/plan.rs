@@ -209,22 +209,25 @@ fn expand(rule: &Rule, config: &RuleConfig, out: &mut Vec<NftRule>) {
 fn nft_matches(rule: &Rule, config: &RuleConfig, family: Family) -> Vec<NftMatch> {
     let mut matches: Vec<&Match> = rule.matches.iter().collect();
     matches.sort_by_key(|m| rank(m, rule.table));
-    matches
-        .into_iter()
-        .map(|m| match m {
-            Match::Source(addr) => NftMatch::Address {
-                source: true,
-                not: false,
-                net: resolve_addr(*addr, config, family),
-            },
-            Match::Destination { not, addr } => NftMatch::Address {
-                source: false,
-                not: *not,
-                net: resolve_addr(*addr, config, family),
-            },
-            other => NftMatch::Other(other.clone()),
-        })
-        .collect()
+    let resolved = matches.into_iter().map(|m| resolve(m, config, family));
+    resolved.collect()
+}
+
+/// A condition with the address that it names in `family`.
+pub(crate) fn resolve(matching: &Match, config: &RuleConfig, family: Family) -> NftMatch {
+    match matching {
+        Match::Source(addr) => NftMatch::Address {
+            source: true,
+            not: false,
+            net: resolve_addr(*addr, config, family),
+        },
+        Match::Destination { not, addr } => NftMatch::Address {
+            source: false,
+            not: *not,
+            net: resolve_addr(*addr, config, family),
+        },
+        other => NftMatch::Other(other.clone()),
+    }
 }
 
 /// Position of a condition in the nft text of the reference. The raw table names the port first.
