@@ -64,10 +64,10 @@ impl Metrics {
         self.sources.lock().push(Box::new(source));
     }
 
-    /// The proxy became ready; only the first call counts.
-    pub fn ready(&self) {
-        self.startup_seconds
-            .get_or_init(|| self.start.elapsed().as_secs_f64());
+    /// The proxy became ready. Only the first call counts; it says so.
+    pub fn ready(&self) -> bool {
+        let seconds = self.start.elapsed().as_secs_f64();
+        self.startup_seconds.set(seconds).is_ok()
     }
 
     /// One merged scrape began.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outrigger_base::memory::release_start_up_pages;
 use outrigger_config::bootstrap::Bootstrap;
 use outrigger_xds::Event;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -235,6 +236,11 @@ async fn serve(
     admin::start(&process)
         .await
         .map_err(|reason| config_error(&process.options, reason))?;
+    process.engine.borrow_mut().on_live(|| {
+        if let Err(error) = release_start_up_pages() {
+            tracing::debug!(target: "main", "pages of the start stay mapped: {error}");
+        }
+    });
     process
         .engine
         .borrow_mut()

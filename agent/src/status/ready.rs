@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use outrigger_base::memory::release_start_up_pages;
 use tokio::sync::watch;
 
 use super::waits::{self, Waits};
@@ -183,7 +184,11 @@ impl Readiness {
         }
         self.check_grpc_bootstrap()?;
         self.check_name_table()?;
-        self.parts.metrics.ready();
+        if self.parts.metrics.ready()
+            && let Err(error) = release_start_up_pages()
+        {
+            tracing::debug!("pages of the start stay mapped: {error}");
+        }
         Ok(())
     }
 

@@ -124,7 +124,7 @@ pub struct Engine {
     lds_subscribed: bool,
     started: Instant,
     /// Called once, when the process becomes live.
-    on_live: Option<Rc<dyn Fn()>>,
+    on_live: Option<fn()>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -198,7 +198,7 @@ impl Engine {
     }
 
     /// Calls `f` once when the process becomes live.
-    pub fn on_live(&mut self, f: Rc<dyn Fn()>) {
+    pub fn on_live(&mut self, f: fn()) {
         self.on_live = Some(f);
     }
 
