@@ -16,8 +16,8 @@ use crate::pod::{Lab, Pod, PodError, PodSpec, Sidecar};
 
 /// The recorded client.
 const NODE: (&str, &str) = ("10.244.1.10", "sleep");
-/// Longest wait for anything.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// Longest wait for anything. Where name servers are silent a real Envoy holds back its readiness for most of it.
+const DEADLINE: Duration = Duration::from_secs(90);
 /// The drain time of the recorded bootstrap, 45 s, and a little.
 const DRAINED: Duration = Duration::from_secs(50);
 /// What the agent exports about its own start.
@@ -29,6 +29,9 @@ pub struct Options {
     /// Starts to measure, for each kind of DNS.
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// What name servers do. Default: one after the other.
+    #[arg(long)]
+    dns: Option<Dns>,
     /// Pushes before memory is looked at again.
     #[arg(long, default_value_t = 1000)]
     pushes: usize,
@@ -38,6 +41,15 @@ pub struct Options {
     /// The agent. Default: pilot-agent.
     #[arg(long)]
     agent: Option<PathBuf>,
+}
+
+/// What the name servers of a pod do.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Dns {
+    /// They answer at once.
+    Answering,
+    /// They never answer.
+    Silent,
 }
 
 /// Why nothing could be measured.
@@ -87,7 +99,12 @@ pub async fn run(options: Options) -> Result<(), StartupError> {
     };
     let folder = fixtures::root()?.join("xds").join(scenario).join(NODE.1);
     let snapshot = Snapshot::load(&folder)?;
-    for silent in [false, true] {
+    let kinds: &[bool] = match options.dns {
+        Some(Dns::Answering) => &[false],
+        Some(Dns::Silent) => &[true],
+        None => &[false, true],
+    };
+    for &silent in kinds {
         let mut seconds = Vec::new();
         for _ in 0..options.runs.max(1) {
             let (lab, mut pod) = start(&sidecar, &snapshot, silent)?;
