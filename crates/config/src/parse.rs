@@ -187,18 +187,19 @@ impl Cx {
         out
     }
 
-    /// Parses every element of a repeated field.
+    /// Parses every element of a repeated field. Not by `collect`: it would keep the model's values in the
+    /// allocation of the far larger messages.
     fn each<T, R>(
         &mut self,
         name: &str,
         items: Vec<T>,
         mut f: impl FnMut(&mut Self, T) -> Result<R>,
     ) -> Result<Vec<R>> {
-        items
-            .into_iter()
-            .enumerate()
-            .map(|(i, item)| self.item(name, i, |cx| f(cx, item)))
-            .collect()
+        let mut parsed = Vec::with_capacity(items.len());
+        for (i, item) in items.into_iter().enumerate() {
+            parsed.push(self.item(name, i, |cx| f(cx, item))?);
+        }
+        Ok(parsed)
     }
 
     /// Parses an optional message.

@@ -365,13 +365,14 @@ fn socket_match(
         r#match,
         transport_socket,
     } = value;
-    let criteria = sorted(r#match.unwrap_or_default().fields)
-        .into_iter()
-        .map(|(k, v)| match v.kind {
-            Some(gp::value::Kind::StringValue(s)) => Ok((k.into(), s.into())),
-            _ => Err(cx.err_at(&format!("match[{k:?}]"), "only strings are supported")),
-        })
-        .collect::<Result<_>>()?;
+    let mut criteria = Vec::new();
+    for (k, v) in sorted(r#match.unwrap_or_default().fields) {
+        let Some(gp::value::Kind::StringValue(s)) = v.kind else {
+            return Err(cx.err_at(&format!("match[{k:?}]"), "only strings are supported"));
+        };
+        criteria.push((k.into(), s.into()));
+    }
+    criteria.shrink_to_fit();
     Ok(TransportSocketMatch {
         name: non_empty(cx, "name", name)?,
         criteria,

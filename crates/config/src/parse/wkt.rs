@@ -568,13 +568,16 @@ pub(super) fn sorted<V>(map: std::collections::HashMap<String, V>) -> Vec<(Strin
 
 /// The string fields of a Struct, in key order.
 pub(super) fn string_fields(value: gp::Struct) -> Vec<(Arc<str>, Arc<str>)> {
-    sorted(value.fields)
+    let mut strings: Vec<_> = sorted(value.fields)
         .into_iter()
         .filter_map(|(k, v)| match v.kind {
             Some(gp::value::Kind::StringValue(s)) => Some((k.into(), s.into())),
             _ => None,
         })
-        .collect()
+        .collect();
+    // `collect` reuses the larger allocation of the protobuf values.
+    strings.shrink_to_fit();
+    strings
 }
 
 /// A string inside a Struct.
