@@ -213,6 +213,8 @@ impl Engine {
                 .update(&SdsSource::Static, secret)
                 .map_err(|e| format!("static secret {}: {e}", secret.name))?;
         }
+        let names = bootstrap.clusters.iter().map(|c| &*c.name);
+        self.store.clusters.reserve(names);
         for config in &bootstrap.clusters {
             self.add_static_cluster(config);
         }

@@ -78,6 +78,26 @@ impl<T> Table<T> {
         slot
     }
 
+    /// Creates the slots of many names at once: one by one, each would copy the table.
+    pub fn reserve<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        let _guard = self.write.lock();
+        let current = self.slots.load();
+        let mut grown = None;
+        for name in names {
+            if current.contains_key(name) {
+                continue;
+            }
+            let grown = grown.get_or_insert_with(|| HashMap::clone(&current));
+            let name: Arc<str> = name.into();
+            grown
+                .entry(Arc::clone(&name))
+                .or_insert_with(|| Slot::new(name));
+        }
+        if let Some(grown) = grown {
+            self.slots.store(Arc::new(grown));
+        }
+    }
+
     /// The slot of `name` if something mentioned it. Never creates one: for names that come from requests.
     #[must_use]
     pub fn lookup(&self, name: &str) -> Option<Arc<Slot<T>>> {
@@ -127,4 +147,22 @@ pub struct Options {
     pub local_address: Option<std::net::IpAddr>,
     /// `--drain-time-s`, seconds.
     pub drain_time: std::time::Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_slots_are_those_that_are_mentioned_before_and_after() {
+        let table = Table::<u32>::default();
+        let before = table.slot("a");
+        before.store(Some(Arc::new(1)));
+        table.reserve(["a", "b", "b"]);
+        assert!(Arc::ptr_eq(&before, &table.slot("a")));
+        let reserved = table.lookup("b").expect("reserved");
+        assert!(reserved.load().is_none());
+        assert!(Arc::ptr_eq(&reserved, &table.slot("b")));
+        assert_eq!(table.values(), [Arc::new(1)]);
+    }
 }

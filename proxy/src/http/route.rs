@@ -54,6 +54,25 @@ impl Targets {
     }
 }
 
+/// Every cluster that routes name.
+fn cluster_names(config: &RouteConfiguration) -> impl Iterator<Item = &str> {
+    let routes = config.virtual_hosts.iter().flat_map(|v| &v.routes);
+    let forwards = routes.filter_map(|r| match &r.action {
+        RouteAction::Forward(forward) => Some(forward),
+        _ => None,
+    });
+    forwards.flat_map(|forward| {
+        let (one, many) = match &forward.cluster {
+            ClusterSpecifier::Cluster(name) => (Some(&**name), &[][..]),
+            ClusterSpecifier::Weighted(list) => (None, list.as_slice()),
+            ClusterSpecifier::Header(_) => (None, &[][..]),
+        };
+        let many = many.iter().map(|w| &*w.name);
+        let mirrors = forward.mirrors.iter().map(|m| &*m.cluster);
+        one.into_iter().chain(many).chain(mirrors)
+    })
+}
+
 /// The route of one request.
 #[derive(Debug, Clone)]
 pub struct Selected {
@@ -77,6 +96,7 @@ impl RouteRuntime {
     /// Compiles a configuration; unknown clusters get empty slots.
     #[must_use]
     pub fn build(config: Arc<RouteConfiguration>, store: &Store) -> Arc<Self> {
+        store.clusters.reserve(cluster_names(&config));
         let targets = config
             .virtual_hosts
             .iter()

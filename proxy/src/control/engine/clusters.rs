@@ -1,10 +1,10 @@
 //! CDS and EDS.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant as Clock;
 
-use outrigger_config::cluster::{Cluster as ClusterConfig, Discovery, LoadAssignment};
+use outrigger_config::cluster::{Cluster as ClusterConfig, Discovery};
 use outrigger_config::{parse_cluster, parse_load_assignment};
 use outrigger_xds::{Resource, Update};
 
@@ -32,6 +32,8 @@ impl Engine {
     /// Applies a CDS response; the error is the NACK's text. Good clusters are applied either way.
     pub(super) fn apply_clusters(&mut self, update: Update) -> Result<(), String> {
         let start = Clock::now();
+        let names = update.added.iter().map(|r| r.name.as_str());
+        self.store.clusters.reserve(names);
         let mut errors = Vec::new();
         let mut seen = HashSet::new();
         let mut changed = 0;
@@ -194,6 +196,7 @@ impl Engine {
     /// Applies an EDS response. Each assignment stands alone; what is bad keeps its old value.
     pub(super) fn apply_endpoints(&mut self, update: &Update) -> Result<(), String> {
         let mut errors = Vec::new();
+        let clusters = self.clusters_by_service();
         for resource in &update.added {
             let name: Arc<str> = resource.name.as_str().into();
             if !self.eds_names.contains(&name) {
@@ -210,7 +213,9 @@ impl Engine {
                         .insert(&name, &resource.version, resource.body.clone());
                     section.errors.remove(&name);
                     self.registry.ignore("endpoints", &name, parsed.ignored);
-                    self.assign(&name, &parsed.value);
+                    for cluster in clusters.get(&name).into_iter().flatten() {
+                        cluster.update_hosts(&parsed.value);
+                    }
                 }
                 Err(error) => {
                     let text = error.to_string();
@@ -231,16 +236,17 @@ impl Engine {
         Err(errors.join(", "))
     }
 
-    /// Gives endpoints to every cluster of that service name, in service or warming.
-    fn assign(&self, service: &Arc<str>, assignment: &LoadAssignment) {
+    /// EDS clusters in service or warming, by the service name whose endpoints they get.
+    fn clusters_by_service(&self) -> HashMap<Arc<str>, Vec<Arc<Cluster>>> {
         let serving = self.clusters.values().map(|c| &c.cluster);
         let warming = self.warming_clusters.values().map(|w| &w.value);
+        let mut by_service = HashMap::<_, Vec<_>>::new();
         for cluster in serving.chain(warming) {
-            if let Discovery::Eds { service_name, .. } = &cluster.config.discovery
-                && service_name == service
-            {
-                cluster.update_hosts(assignment);
+            if let Discovery::Eds { service_name, .. } = &cluster.config.discovery {
+                let clusters = by_service.entry(Arc::clone(service_name)).or_default();
+                clusters.push(Arc::clone(cluster));
             }
         }
+        by_service
     }
 }

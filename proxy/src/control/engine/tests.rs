@@ -499,3 +499,26 @@ fn a_listener_that_cannot_be_served_is_refused_and_the_others_serve() {
     h.push(type_url::LISTENER, "2", &[], &["ok"]);
     assert_eq!(*h.served.0.borrow(), ["+ok", "-ok"]);
 }
+
+#[test]
+fn endpoints_reach_every_cluster_of_their_service_in_service_and_warming() {
+    let mut h = initialized();
+    let subset = |name: &str| {
+        json!({"name": name, "type": "EDS", "eds_cluster_config": {"service_name": "s",
+            "eds_config": {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}}})
+    };
+    h.push(type_url::CLUSTER, "1", &[subset("v1"), subset("v2")], &[]);
+    h.push(type_url::ENDPOINT, "1", &[assignment("s", "10.0.0.1")], &[]);
+    h.push(
+        type_url::CLUSTER,
+        "2",
+        &[subset("v1"), subset("v2"), subset("v3")],
+        &[],
+    );
+    h.push(type_url::ENDPOINT, "2", &[assignment("s", "10.0.0.2")], &[]);
+    for name in ["v1", "v2", "v3"] {
+        let hosts = h.cluster(name).expect("in service").all_hosts();
+        let addresses: Vec<_> = hosts.iter().map(|h| h.address.to_string()).collect();
+        assert_eq!(addresses, ["10.0.0.2:80"], "{name}");
+    }
+}
