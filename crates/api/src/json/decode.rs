@@ -184,7 +184,7 @@ impl Decoder {
             return Ok(());
         };
         if !packed {
-            path.enter(format!("[{}]", list.len()));
+            path.enter(list.len());
             list.push(self.single(field, raw, path)?);
             path.leave();
             return Ok(());
@@ -377,7 +377,7 @@ impl Decoder {
         while !rest.is_empty() {
             match take_field(&mut rest) {
                 Some((1, Raw::Bytes(b))) => {
-                    path.enter(format!("[{}]", out.len()));
+                    path.enter(out.len());
                     out.push(self.well_known(WellKnown::Value, b, path)?);
                     path.leave();
                 }

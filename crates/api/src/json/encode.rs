@@ -74,7 +74,11 @@ impl Encoder {
         }
         path.ascend();
         parts.sort_by_key(|(n, _)| *n);
-        Ok(parts.into_iter().flat_map(|(_, bytes)| bytes).collect())
+        let mut all = Vec::with_capacity(parts.iter().map(|(_, bytes)| bytes.len()).sum());
+        for (_, bytes) in &parts {
+            all.extend_from_slice(bytes);
+        }
+        Ok(all)
     }
 
     fn field(
@@ -98,7 +102,7 @@ impl Encoder {
             return path.error("expected an array");
         };
         for (i, item) in items.iter().enumerate() {
-            path.enter(format!("[{i}]"));
+            path.enter(i);
             if item.is_null() && !keeps_null {
                 return path.error("null in an array");
             }
@@ -254,7 +258,7 @@ impl Encoder {
                     return path.error("expected an array");
                 };
                 for (i, item) in items.iter().enumerate() {
-                    path.enter(format!("[{i}]"));
+                    path.enter(i);
                     put_bytes(&mut out, 1, &self.well_known(WellKnown::Value, item, path)?);
                     path.leave();
                 }

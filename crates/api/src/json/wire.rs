@@ -1,16 +1,45 @@
 //! Wire format primitives and the field path of errors.
 
+use std::fmt::Write as _;
+
 use super::{JsonError, MAX_DEPTH};
 
-/// Path of the field being converted.
+/// Path of the field being converted. Written out only for an error: a large document enters millions of fields.
 #[derive(Debug, Default)]
 pub(super) struct Path {
-    parts: Vec<String>,
+    parts: Vec<Part>,
     depth: usize,
 }
 
+/// One step of a [`Path`].
+#[derive(Debug)]
+pub(super) enum Part {
+    Field(&'static str),
+    Index(usize),
+    /// A key of the document, in brackets for a map entry.
+    Key(String),
+}
+
+impl From<&'static str> for Part {
+    fn from(name: &'static str) -> Self {
+        Self::Field(name)
+    }
+}
+
+impl From<usize> for Part {
+    fn from(index: usize) -> Self {
+        Self::Index(index)
+    }
+}
+
+impl From<String> for Part {
+    fn from(key: String) -> Self {
+        Self::Key(key)
+    }
+}
+
 impl Path {
-    pub(super) fn enter(&mut self, part: impl Into<String>) {
+    pub(super) fn enter(&mut self, part: impl Into<Part>) {
         self.parts.push(part.into());
     }
 
@@ -37,10 +66,19 @@ impl Path {
     pub(super) fn text(&self) -> String {
         let mut out = String::new();
         for part in &self.parts {
-            if !out.is_empty() && !part.starts_with('[') {
+            let name = match part {
+                Part::Field(name) => name,
+                Part::Key(key) => key.as_str(),
+                Part::Index(index) => {
+                    // Writing to a String cannot fail.
+                    let _ = write!(out, "[{index}]");
+                    continue;
+                }
+            };
+            if !out.is_empty() && !name.starts_with('[') {
                 out.push('.');
             }
-            out.push_str(part);
+            out.push_str(name);
         }
         out
     }
