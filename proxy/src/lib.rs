@@ -2,7 +2,7 @@
 //!
 //! Map: `server` starts everything; `control` turns xDS into runtime objects; `listener` accepts and picks
 //! filter chains; `http` and `tcp_proxy` serve connections; `upstream` balances, pools and connects; `tls`,
-//! `io`, `stats`, `access_log`, `admin` are what their names say.
+//! `io`, `memory`, `stats`, `access_log`, `admin` are what their names say.
 
 pub mod access_log;
 pub mod admin;
@@ -11,6 +11,7 @@ pub mod error;
 pub mod http;
 pub mod io;
 pub mod listener;
+pub mod memory;
 pub mod server;
 pub mod stats;
 pub mod stream_info;

@@ -18,6 +18,7 @@ use crate::control::dns::Resolver;
 use crate::control::engine::Engine;
 use crate::control::store::{Options, Store, Table};
 use crate::listener::manager::ListenerManager;
+use crate::memory;
 use crate::stats::Stats;
 use crate::tls::secret::SecretStore;
 use crate::worker::{Worker, WorkerHandle};
@@ -247,6 +248,7 @@ async fn serve(
         .start_static(&process.bootstrap)
         .map_err(|reason| config_error(&process.options, reason))?;
     process::ServerStats::start(&process);
+    memory::after_reading(process.bootstrap.raw.len());
     let mut ads = start_ads(&process)?;
     let mut signals = Signals::new()?;
     let ended = control(&process, &mut ads, &mut sds, &mut signals).await;
@@ -300,7 +302,11 @@ async fn control(
         tokio::select! {
             event = next(ads) => match event {
                 Some(Event::Connected) => connected.set(1),
-                Some(Event::Update(update)) => process.engine.borrow_mut().ads_update(update),
+                Some(Event::Update(update)) => {
+                    let size = update.added.iter().map(|r| r.body.len()).sum();
+                    process.engine.borrow_mut().ads_update(update);
+                    memory::after_reading(size);
+                }
                 Some(Event::Disconnected(reason)) => {
                     connected.set(0);
                     tracing::warn!(target: "config", "ADS stream: {reason}");
