@@ -2,7 +2,7 @@
 //!
 //! Map: `server` starts everything; `control` turns xDS into runtime objects; `listener` accepts and picks
 //! filter chains; `http` and `tcp_proxy` serve connections; `upstream` balances, pools and connects; `tls`,
-//! `io`, `memory`, `stats`, `access_log`, `admin` are what their names say.
+//! `io`, `memory`, `text`, `stats`, `access_log`, `admin` are what their names say.
 
 pub mod access_log;
 pub mod admin;
@@ -16,6 +16,7 @@ pub mod server;
 pub mod stats;
 pub mod stream_info;
 pub mod tcp_proxy;
+pub mod text;
 pub mod tls;
 pub mod upstream;
 pub mod worker;

@@ -1,7 +1,6 @@
 //! Rendering of one operator or one format into bytes. Shared by access logs and header formatters; allocates
 //! nothing beyond the output.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
@@ -11,6 +10,7 @@ use outrigger_config::format::{Format, HeaderOperand, Operator, Segment, TimeFor
 use super::{LogContext, time};
 use crate::http::headers::Headers;
 use crate::stream_info::TlsInfo;
+use crate::text::{self, Decimal};
 use crate::upstream::host::HostAddress;
 
 /// What a missing operand renders as.
@@ -183,7 +183,7 @@ fn tls_operator(
 }
 
 fn number(value: u64, out: &mut Vec<u8>) -> bool {
-    let _ = write!(out, "{value}");
+    out.extend_from_slice(Decimal::new(value).as_bytes());
     true
 }
 
@@ -282,11 +282,11 @@ enum Part {
 
 fn address(address: Option<SocketAddr>, part: Part, out: &mut Vec<u8>) -> bool {
     let Some(address) = address else { return false };
-    let _ = match part {
-        Part::Whole => write!(out, "{address}"),
-        Part::Ip => write!(out, "{}", address.ip()),
-        Part::Port => write!(out, "{}", address.port()),
-    };
+    match part {
+        Part::Whole => text::socket_address(address, out),
+        Part::Ip => text::ip(address.ip(), out),
+        Part::Port => return number(u64::from(address.port()), out),
+    }
     true
 }
 

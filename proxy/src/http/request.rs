@@ -13,6 +13,7 @@ use crate::http::path::{self, Normalized};
 use crate::http::trace_context;
 use crate::http::xfcc;
 use crate::stream_info::{Protocol, StreamInfo};
+use crate::text::{self, Decimal};
 
 /// Headers that only internal requests may carry.
 const INTERNAL_ONLY: &[&[u8]] = &[
@@ -263,7 +264,7 @@ fn forwarded_for(
         headers.set_if_absent(b"x-forwarded-proto", proto);
     }
     if config.append_x_forwarded_port {
-        let port = info.connection.local.port().to_string();
+        let port = Decimal::new(u64::from(info.connection.local.port()));
         headers.set_if_absent(b"x-forwarded-port", port.as_bytes());
     }
     // More than one address in XFF means that it came through another proxy: not internal (Envoy).
@@ -272,17 +273,16 @@ fn forwarded_for(
 }
 
 fn append_xff(headers: &mut Headers, ip: IpAddr) {
-    let text = ip.to_string();
-    let old = headers
-        .get_all(b"x-forwarded-for")
-        .collect::<Vec<_>>()
-        .join(&b","[..]);
-    if old.is_empty() {
-        headers.set(b"x-forwarded-for", text.as_bytes());
-    } else {
-        let joined = [&old, &b","[..], text.as_bytes()].concat();
-        headers.set(b"x-forwarded-for", &joined);
+    let mut list = Vec::with_capacity(64);
+    for line in headers.get_all(b"x-forwarded-for") {
+        list.extend_from_slice(line);
+        list.push(b',');
     }
+    if list == b"," {
+        list.clear();
+    }
+    text::ip(ip, &mut list);
+    headers.set(b"x-forwarded-for", &list);
 }
 
 /// The `n`th address of XFF from the right, 0 = last.

@@ -30,6 +30,7 @@ use crate::http::timeouts::Timeouts;
 use crate::http::upstream::{Exchange, Reset};
 use crate::http::{hash, mirror, mutate, redirect};
 use crate::stream_info::Protocol;
+use crate::text::Decimal;
 use crate::tls::context::HandshakeOptions;
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::{ConnectError, ConnectOptions, choose_host};
@@ -357,7 +358,7 @@ async fn run<D: Downstream>(
     loop {
         s.info.upstream.attempts = retries + 1;
         if plan.selected.virtual_host().include_request_attempt_count {
-            let count = (retries + 1).to_string();
+            let count = Decimal::new(u64::from(retries + 1));
             s.request.set(b"x-envoy-attempt-count", count.as_bytes());
         }
         let result = attempt(s, plan, body, &mut timers, &mut tried, retries).await;
@@ -888,18 +889,16 @@ fn prepare_response<D: Downstream>(
     s.info.response_start = Some(now);
     s.info.details = Cow::Borrowed("via_upstream");
     if !plan.suppress && s.upgrade.is_none() {
-        let millis = now.duration_since(request_end).as_millis();
-        head.set(
-            b"x-envoy-upstream-service-time",
-            millis.to_string().as_bytes(),
-        );
+        let millis = now.duration_since(request_end).as_millis() as u64;
+        let millis = Decimal::new(millis);
+        head.set(b"x-envoy-upstream-service-time", millis.as_bytes());
     }
     if plan
         .selected
         .virtual_host()
         .include_attempt_count_in_response
     {
-        let count = s.info.upstream.attempts.to_string();
+        let count = Decimal::new(u64::from(s.info.upstream.attempts));
         head.set(b"x-envoy-attempt-count", count.as_bytes());
     }
     if let Some(cookie) = &plan.set_cookie {

@@ -47,7 +47,9 @@ pub fn element(tls: &TlsInfo, details: ClientCertDetails) -> String {
         if !out.is_empty() {
             out.push(';');
         }
-        let _ = write!(out, "{key}={value}");
+        out.push_str(key);
+        out.push('=');
+        out.push_str(value);
     };
     for san in &tls.local_uri_sans {
         add("By", san);
