@@ -13,6 +13,9 @@ pub struct Text {
 
 const EXTRA: u32 = 1 << 31;
 
+/// First size of the append area: what a sidecar adds to a head.
+const EXTRA_SIZE: usize = 256;
+
 impl Text {
     /// A range of the head bytes. Heads are limited to far less than 2 GiB by the codecs.
     #[must_use]
@@ -86,6 +89,9 @@ impl Headers {
 
     /// Copies text into the append area.
     fn store(&mut self, text: &[u8]) -> Text {
+        if self.extra.capacity() == 0 {
+            self.extra.reserve(EXTRA_SIZE.max(text.len()));
+        }
         let start = self.extra.len() as u32;
         self.extra.extend_from_slice(text);
         Text {
@@ -209,9 +215,15 @@ impl Headers {
     }
 
     fn position(&self, name: &[u8]) -> Option<usize> {
-        self.entries
-            .iter()
-            .position(|e| (e.name.len & !EXTRA) as usize == name.len() && self.text(e.name) == name)
+        self.position_from(0, name)
+    }
+
+    fn position_from(&self, from: usize, name: &[u8]) -> Option<usize> {
+        let rest = self.entries.get(from..)?;
+        let found = rest.iter().position(|e| {
+            (e.name.len & !EXTRA) as usize == name.len() && self.text(e.name) == name
+        });
+        found.map(|i| from + i)
     }
 
     /// Every value of a lower-case regular name, in order.
@@ -223,6 +235,28 @@ impl Headers {
     #[must_use]
     pub fn contains(&self, name: &[u8]) -> bool {
         self.position(name).is_some()
+    }
+
+    /// Appends the regular headers as lines of an HTTP/1 head. Lines that are still as they were read are copied
+    /// in one piece.
+    pub fn write_lines(&self, out: &mut Vec<u8>) {
+        for e in &self.entries {
+            let end = e.name.start + e.name.len;
+            // Both in the head and two bytes apart; a length with the top bit set never fits.
+            let as_read = e.value.start == end + 2 && (e.name.len | e.value.len) & EXTRA == 0;
+            let line = e.name.start as usize..(e.value.start + (e.value.len & !EXTRA)) as usize;
+            match self.head.get(line) {
+                Some(line) if as_read && line[e.name.len as usize..].starts_with(b": ") => {
+                    out.extend_from_slice(line);
+                }
+                _ => {
+                    out.extend_from_slice(self.text(e.name));
+                    out.extend_from_slice(b": ");
+                    out.extend_from_slice(self.text(e.value));
+                }
+            }
+            out.extend_from_slice(b"\r\n");
+        }
     }
 
     /// Regular headers in order.
@@ -258,15 +292,10 @@ impl Headers {
         match self.position(name) {
             Some(i) => {
                 self.entries[i].value = self.store(value);
-                let keep = i;
-                let mut at = 0;
-                let (head, extra) = (self.head.clone(), std::mem::take(&mut self.extra));
-                self.entries.retain(|e| {
-                    let this = at;
-                    at += 1;
-                    this <= keep || resolve(&head, &extra, e.name) != name
-                });
-                self.extra = extra;
+                if self.position_from(i + 1, name).is_some() {
+                    let mut first = true;
+                    self.retain(|n, _| n != name || std::mem::take(&mut first));
+                }
             }
             None => self.append(name, value),
         }
@@ -290,14 +319,13 @@ impl Headers {
 
     /// Keeps the lines for which `keep` says so.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
-        let (head, extra) = (self.head.clone(), std::mem::take(&mut self.extra));
-        self.entries.retain(|e| {
-            keep(
-                resolve(&head, &extra, e.name),
-                resolve(&head, &extra, e.value),
-            )
-        });
-        self.extra = extra;
+        let Self {
+            head,
+            extra,
+            entries,
+            ..
+        } = self;
+        entries.retain(|e| keep(resolve(head, extra, e.name), resolve(head, extra, e.value)));
     }
 
     /// Bytes of names and values, as `%REQUEST_HEADERS_BYTES%` counts them.

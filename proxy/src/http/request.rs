@@ -53,12 +53,28 @@ pub struct Facts {
     pub grpc: bool,
 }
 
+const fn authority_table() -> [bool; 256] {
+    let others = b"-._~%!$&'()*+,;=:[]@";
+    let mut table = [false; 256];
+    let mut i = 0;
+    while i < 256 {
+        table[i] = (i as u8).is_ascii_alphanumeric() || i >= 0x80;
+        i += 1;
+    }
+    let mut i = 0;
+    while i < others.len() {
+        table[others[i] as usize] = true;
+        i += 1;
+    }
+    table
+}
+
+static AUTHORITY: [bool; 256] = authority_table();
+
 /// Characters an authority may consist of.
 #[must_use]
 pub fn is_valid_authority(authority: &[u8]) -> bool {
-    authority
-        .iter()
-        .all(|c| c.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]@".contains(c) || *c >= 0x80)
+    authority.iter().all(|c| AUTHORITY[usize::from(*c)])
 }
 
 /// Refuses heads that no route may see.

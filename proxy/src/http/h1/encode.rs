@@ -70,15 +70,6 @@ pub const fn reason(status: u16) -> &'static str {
     }
 }
 
-fn lines(out: &mut Vec<u8>, headers: &Headers) {
-    for (name, value) in headers.iter() {
-        out.extend_from_slice(name);
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value);
-        out.extend_from_slice(b"\r\n");
-    }
-}
-
 /// A response head. `close` and `chunked` add their lines; the caller has removed hop-by-hop ones.
 pub fn response(out: &mut Vec<u8>, headers: &Headers, http10: bool, close: bool, chunked: bool) {
     let status = headers.status();
@@ -91,7 +82,7 @@ pub fn response(out: &mut Vec<u8>, headers: &Headers, http10: bool, close: bool,
     ]);
     out.extend_from_slice(reason(status).as_bytes());
     out.extend_from_slice(b"\r\n");
-    lines(out, headers);
+    headers.write_lines(out);
     if close {
         out.extend_from_slice(b"connection: close\r\n");
     }
@@ -113,7 +104,7 @@ pub fn request(out: &mut Vec<u8>, headers: &Headers, chunked: bool, empty: bool)
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     out.extend_from_slice(headers.authority());
     out.extend_from_slice(b"\r\n");
-    lines(out, headers);
+    headers.write_lines(out);
     if chunked {
         out.extend_from_slice(b"transfer-encoding: chunked\r\n");
     }
@@ -141,7 +132,7 @@ pub fn chunk_size(out: &mut Vec<u8>, len: usize) {
 pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&Headers>) {
     out.extend_from_slice(b"0\r\n");
     if let Some(trailers) = trailers {
-        lines(out, trailers);
+        trailers.write_lines(out);
     }
     out.extend_from_slice(b"\r\n");
 }

@@ -122,9 +122,28 @@ fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|c| TOKEN[usize::from(*c)])
 }
 
+/// Lower-cases the name that `line` starts with; its length. `None` when it is empty, holds something else than
+/// token characters or ends without a colon.
+fn take_name(line: &mut [u8]) -> Option<usize> {
+    for (i, c) in line.iter_mut().enumerate() {
+        if TOKEN[usize::from(*c)] {
+            *c = c.to_ascii_lowercase();
+        } else {
+            return (*c == b':' && i > 0).then_some(i);
+        }
+    }
+    None
+}
+
 /// No control characters but tab.
 fn is_value(text: &[u8]) -> bool {
-    text.iter().all(|&c| c == b'\t' || (c >= 0x20 && c != 0x7f))
+    let visible = |c: u8| (c >= 0x20) & (c != 0x7f);
+    // Without an early end a chunk is one vector operation; only a chunk with a control character is looked at
+    // again.
+    text.chunks(16).all(|c| {
+        c.iter().fold(true, |ok, c| ok & visible(*c))
+            || c.iter().all(|c| *c == b'\t' || visible(*c))
+    })
 }
 
 fn trim(mut text: &[u8]) -> &[u8] {
@@ -243,12 +262,8 @@ fn parse_lines(
             return Err(HeadError::TooMany);
         }
         let line = &mut lines.buf[start..end];
-        let colon = memchr::memchr(b':', line).ok_or(HeadError::Codec)?;
-        let (name, rest) = line.split_at_mut(colon);
-        if !is_token(name) {
-            return Err(HeadError::Codec);
-        }
-        name.make_ascii_lowercase();
+        let colon = take_name(line).ok_or(HeadError::Codec)?;
+        let (name, rest) = line.split_at(colon);
         let value = trim(&rest[1..]);
         if !is_value(value) {
             return Err(HeadError::InvalidCharacters);
