@@ -63,7 +63,7 @@ enum PumpError {
 }
 
 impl<'a, D: Downstream> Body<'a, D> {
-    fn new(down: &'a D, done: bool, keep: bool) -> Self {
+    fn new(down: &'a D, done: bool, keep: bool, start: Instant) -> Self {
         Self {
             down,
             done: Cell::new(done),
@@ -73,7 +73,7 @@ impl<'a, D: Downstream> Body<'a, D> {
             keep: Cell::new(keep && !done),
             received: Cell::new(0),
             finished: Cell::new(None),
-            activity: Cell::new(Instant::now()),
+            activity: Cell::new(start),
         }
     }
 
@@ -258,6 +258,7 @@ pub async fn forward<D: Downstream>(
         s.down,
         s.request_done,
         policy.is_some() || !mirrored.is_empty(),
+        s.info.start,
     );
     mirror::send(s, selected, forward, &mirrored);
     run(s, &plan, &body).await

@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -40,6 +40,46 @@ struct Key {
     variant: u64,
     http2: bool,
 }
+
+/// Hashes a [`Key`]: addresses of our own objects and a hash. Nobody outside chooses them, so one multiplication
+/// per part spreads them well enough.
+#[derive(Debug, Default)]
+struct KeyHasher(u64);
+
+impl KeyHasher {
+    fn add(&mut self, part: u64) {
+        // The odd constant is 2^64 divided by the golden ratio.
+        self.0 = (self.0.rotate_left(5) ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        // The table takes its index from the low bits; the multiplication mixes the high ones best.
+        self.0.rotate_left(26)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.add(u64::from(*byte));
+        }
+    }
+
+    fn write_u8(&mut self, part: u8) {
+        self.add(u64::from(part));
+    }
+
+    fn write_u64(&mut self, part: u64) {
+        self.add(part);
+    }
+
+    fn write_usize(&mut self, part: usize) {
+        self.add(part as u64);
+    }
+}
+
+/// What is kept by [`Key`].
+type ByKey<T> = HashMap<Key, T, BuildHasherDefault<KeyHasher>>;
 
 /// An HTTP/1 connection, owned by one request at a time.
 #[derive(Debug)]
@@ -167,8 +207,8 @@ pub struct Pools {
         clippy::vec_box,
         reason = "a connection moves between pool and exchange once per request"
     )]
-    idle: HashMap<Key, Vec<Box<H1Connection>>>,
-    shared: HashMap<Key, Vec<Rc<H2Connection>>>,
+    idle: ByKey<Vec<Box<H1Connection>>>,
+    shared: ByKey<Vec<Rc<H2Connection>>>,
     /// Woken when a connection of any host comes back: requests held by a circuit breaker try again.
     returned: Rc<Notify>,
     sweeping: bool,
