@@ -20,6 +20,9 @@ use server::MetadataServer;
 
 /// From the agent's start to the end of an unasked-for search.
 const DETECTION_LIMIT: Duration = Duration::from_millis(250);
+/// The same on Kubernetes, but for Google: istiod takes a pod's locality from its node, and reads nothing of what
+/// Amazon's and Microsoft's servers say. Many clusters block those two for pods, without an answer.
+const POD_LIMIT: Duration = Duration::from_millis(30);
 /// The same for a cloud the user named.
 const NAMED_LIMIT: Duration = Duration::from_secs(1);
 /// Answers that have arrived are used; the rest is given up so much before the limit.
@@ -39,6 +42,8 @@ enum Cloud {
 #[derive(Debug, Clone)]
 pub struct PlatformConfig {
     clouds: Vec<Cloud>,
+    /// The agent is in a pod.
+    kubernetes: bool,
     /// A named cloud is believed; others are checked first.
     named: bool,
     gcp: StaticMetadata,
@@ -78,12 +83,22 @@ impl PlatformConfig {
         };
         Self {
             clouds,
+            kubernetes,
             named,
             gcp,
             amazon: MetadataServer::link_local(ipv6),
             microsoft: MetadataServer::link_local(false),
             google: MetadataServer::google(&environment.text("GCE_METADATA_HOST")),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
+        }
+    }
+
+    /// From the agent's start to the end of the search.
+    fn limit(&self) -> Duration {
+        match self.named {
+            true => NAMED_LIMIT,
+            false if self.kubernetes && !self.clouds.contains(&Cloud::Gcp) => POD_LIMIT,
+            false => DETECTION_LIMIT,
         }
     }
 
@@ -129,12 +144,7 @@ pub struct Detection {
 impl Detection {
     /// Starts the search, if there is anything to look for.
     pub fn start(config: PlatformConfig) -> Self {
-        let limit = if config.named {
-            NAMED_LIMIT
-        } else {
-            DETECTION_LIMIT
-        };
-        let until = Instant::now() + limit;
+        let until = Instant::now() + config.limit();
         let named = config.named;
         let task = (!config.clouds.is_empty())
             .then(|| tokio::spawn(async move { search(&config, until - MARGIN).await }));

@@ -482,6 +482,9 @@ impl Pod {
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
         ));
         env.push(("HOME".into(), "/home/istio-proxy".into()));
+        // A kubelet says in every container where the API server is.
+        env.push(("KUBERNETES_SERVICE_HOST".into(), "10.96.0.1".into()));
+        env.push(("KUBERNETES_SERVICE_PORT".into(), "443".into()));
         Ok(Container {
             command: Vec::new(),
             env,

@@ -202,6 +202,22 @@ async fn nobody_is_asked_without_a_reason() {
 }
 
 #[test]
+fn a_pod_waits_only_for_what_istiod_reads() {
+    let folder = tempfile::tempdir().expect("folder");
+    let limit = |vendor: &str, variables: &[(&str, &str)]| {
+        std::fs::write(folder.path().join("sys_vendor"), vendor).expect("written");
+        PlatformConfig::with_firmware(&environment(variables), false, folder.path()).limit()
+    };
+    let pod = ("KUBERNETES_SERVICE_HOST", "10.96.0.1");
+    assert_eq!(limit("Amazon EC2", &[pod]), POD_LIMIT);
+    assert_eq!(limit("Microsoft Corporation", &[pod]), POD_LIMIT);
+    assert_eq!(limit("Google", &[pod]), DETECTION_LIMIT);
+    assert_eq!(limit("Amazon EC2", &[]), DETECTION_LIMIT);
+    let named = ("CLOUD_PLATFORM", "aws");
+    assert_eq!(limit("Amazon EC2", &[pod, named]), NAMED_LIMIT);
+}
+
+#[test]
 fn googles_server_can_only_be_moved_to_an_address() {
     for (host, want) in [
         ("", "169.254.169.254:80"),
