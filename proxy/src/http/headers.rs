@@ -376,4 +376,22 @@ mod tests {
         assert_eq!(h.get(b"host"), Some(&b"example"[..]));
         assert!(h.is_empty());
     }
+
+    #[test]
+    fn lines_are_written_the_same_however_they_were_read_or_changed() {
+        let head = b"one: 1\r\ntwo:2\r\nthree:  3\r\nfour: 4\r\nfive:\r\n";
+        let mut h = Headers::with_head(Bytes::from_static(head), 5);
+        for (name, value) in [(0, 5), (8, 12), (15, 23), (26, 32), (35, 40)] {
+            let (text, end) = (&head[name..], &head[value..]);
+            let colon = memchr::memchr(b':', text).expect("a line");
+            let line = memchr::memchr(b'\r', end).expect("a line");
+            h.push_head(Text::head(name, colon), Text::head(value, line));
+        }
+        h.set(b"four", b"44");
+        h.append(b"six", b"6");
+        let mut out = Vec::new();
+        h.write_lines(&mut out);
+        let want = b"one: 1\r\ntwo: 2\r\nthree: 3\r\nfour: 44\r\nfive: \r\nsix: 6\r\n";
+        assert_eq!(out, want);
+    }
 }

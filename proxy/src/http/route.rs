@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use outrigger_config::matcher::{HeaderMatchKind, HeaderMatcher, QueryParameterMatcher};
 use outrigger_config::route::{
-    ClusterSpecifier, Forward, PathMatch, Percent, Route, RouteAction, RouteConfiguration,
-    RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+    ClusterSpecifier, Forward, HeaderMutations, PathMatch, Percent, Route, RouteAction,
+    RouteConfiguration, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
+use smallvec::SmallVec;
 
 use crate::control::store::{Slot, Store};
 use crate::http::headers::Headers;
@@ -153,6 +154,20 @@ impl Selected {
     #[must_use]
     pub fn route(&self) -> &Route {
         &self.virtual_host().routes[self.route]
+    }
+
+    /// Header changes of every level, the most specific first.
+    #[must_use]
+    pub fn header_levels<'a>(
+        &'a self,
+        weighted: Option<&'a HeaderMutations>,
+    ) -> SmallVec<[&'a HeaderMutations; 4]> {
+        let others = [
+            &self.route().headers,
+            &self.virtual_host().headers,
+            &self.configuration().headers,
+        ];
+        weighted.into_iter().chain(others).collect()
     }
 
     fn targets(&self) -> &Targets {

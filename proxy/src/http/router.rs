@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use outrigger_config::cluster::UpstreamProtocol;
 use outrigger_config::route::{
-    ClusterSpecifier, Forward, HeaderMutations, HostRewrite, RetryPolicy, WeightedCluster,
+    ClusterSpecifier, Forward, HostRewrite, RetryPolicy, WeightedCluster,
 };
 use tokio::time::Sleep;
 
@@ -289,12 +289,7 @@ fn rewrite<D: Downstream>(
     forward: &Forward,
     weighted: Option<&WeightedCluster>,
 ) {
-    let mut levels: Vec<&HeaderMutations> = weighted.iter().map(|w| &w.headers).collect();
-    levels.extend([
-        &selected.route().headers,
-        &selected.virtual_host().headers,
-        &selected.configuration().headers,
-    ]);
+    let levels = selected.header_levels(weighted.map(|w| &w.headers));
     mutate::request(&mut s.request, &levels, &s.info);
     let literal = weighted.and_then(|w| w.host_rewrite_literal.clone());
     let host = match (&literal, &forward.host_rewrite) {
@@ -876,6 +871,7 @@ fn prepare_response<D: Downstream>(
     plan: &Plan<'_>,
     mut head: Headers,
     request_end: Instant,
+    response_start: Instant,
 ) {
     let upgraded = head.status() == 101;
     head.retain(|name, _| match name {
@@ -886,11 +882,10 @@ fn prepare_response<D: Downstream>(
     if s.hide_peer_metadata {
         remove_peer_metadata(&mut head);
     }
-    let now = Instant::now();
-    s.info.response_start = Some(now);
+    s.info.response_start = Some(response_start);
     s.info.details = Cow::Borrowed("via_upstream");
     if !plan.suppress && s.upgrade.is_none() {
-        let millis = now.duration_since(request_end).as_millis() as u64;
+        let millis = response_start.duration_since(request_end).as_millis() as u64;
         let millis = Decimal::new(millis);
         head.set(b"x-envoy-upstream-service-time", millis.as_bytes());
     }
@@ -940,15 +935,17 @@ async fn relay<D: Downstream>(
         .get()
         .or(s.info.request_end)
         .unwrap_or(s.info.start);
+    // Noted when the head was complete.
+    let response_start = body.activity.get();
     let status = head.status();
     if status == 101 {
         if s.upgrade.is_none() {
             return Err(AttemptError::Reset(Reset::ProtocolError, true, false));
         }
-        prepare_response(s, plan, head, request_end);
+        prepare_response(s, plan, head, request_end, response_start);
         return tunnel(s, body, exchange).await.map_err(failed);
     }
-    prepare_response(s, plan, head, request_end);
+    prepare_response(s, plan, head, request_end, response_start);
     if s.upgrade.is_some() {
         // The upstream refused the upgrade: the answer goes out without its body and the connection ends.
         s.info.details = Cow::Borrowed("websocket_handshake_unsuccessful");
@@ -1032,7 +1029,8 @@ async fn relay<D: Downstream>(
             }
         }
     }
-    s.info.end = Some(Instant::now());
+    let finished = Instant::now();
+    s.info.end = Some(finished);
     if !body.done.get() {
         // The answer came before the request was complete: its rest would be read as the next request.
         s.down.close_after(true);
@@ -1040,7 +1038,7 @@ async fn relay<D: Downstream>(
     plan.cluster
         .stats()
         .rq_time
-        .record(s.info.start.elapsed().as_millis() as u64);
+        .record(finished.duration_since(s.info.start).as_millis() as u64);
     Ok(())
 }
 

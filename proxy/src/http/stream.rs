@@ -506,15 +506,8 @@ impl<D: Downstream> RequestStream<'_, D> {
 
     /// Applies the response header changes of the route's levels.
     pub fn change_response(&mut self, selected: &Selected) {
-        let weighted = self.weighted_headers.take();
-        let mut levels: Vec<&HeaderMutations> = weighted.iter().collect();
-        levels.extend([
-            &selected.route().headers,
-            &selected.virtual_host().headers,
-            &selected.configuration().headers,
-        ]);
+        let levels = selected.header_levels(self.weighted_headers.as_ref());
         mutate::response(&mut self.response, &levels, &self.info, &self.request);
-        self.weighted_headers = weighted;
     }
 
     /// What every response gets on its way out.
