@@ -15,8 +15,8 @@ pub enum FieldProblem {
     /// A number outside of the field's range.
     #[error("{0} is out of range")]
     OutOfRange(String),
-    /// Not a protobuf JSON duration such as `45s` or `1.5s`, or a negative one.
-    #[error("{0:?} is not a duration in seconds such as \"45s\"")]
+    /// Neither a protobuf JSON duration such as `1.5s` nor one of Go such as `1m30s`, or negative.
+    #[error("{0:?} is not a duration such as \"45s\" or \"1m30s\"")]
     BadDuration(String),
     /// Not a value of the enumeration.
     #[error("{0:?} is not a known value")]

@@ -132,6 +132,15 @@ impl RawMetadata {
     }
 }
 
+/// What istiod's `StringBool` reads.
+fn readable_boolean(value: &Value) -> bool {
+    match value {
+        Value::Bool(_) => true,
+        Value::String(text) => parse_go_bool(text).is_some(),
+        _ => false,
+    }
+}
+
 /// Go's `strconv.ParseBool`.
 pub fn parse_go_bool(text: &str) -> Option<bool> {
     match text {
@@ -237,8 +246,12 @@ pub(crate) fn typed(
     out.flag("credential", inputs.credential_socket);
     out.flag("file-credential", inputs.external_sds);
     // A known key that is at its default falls back to what the variable said, as does an
-    // unknown key: istiod and users' filters see every variable that was set.
+    // unknown key: istiod and users' filters see every variable that was set. A boolean that does
+    // not parse is left out: istiod would refuse the whole node for it.
     for (key, value) in &node.raw.0 {
+        if BOOL_KEYS.contains(&key.as_str()) && !readable_boolean(value) {
+            continue;
+        }
         out.0.entry(key.clone()).or_insert_with(|| value.clone());
     }
     Ok(out.0)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Number, Value};
 
-use crate::duration::{format_proto_duration, parse_proto_duration};
+use crate::duration::{format_proto_duration, parse_go_duration, parse_proto_duration};
 use crate::error::{FieldError, FieldProblem, Warning};
 
 /// Type of a field.
@@ -267,11 +267,13 @@ fn double(value: &Value, path: &str) -> Result<Value, FieldError> {
     })
 }
 
+/// Istio reads the `1m30s` and `500ms` that users write in annotations as well as protobuf's form,
+/// which is what it sends on.
 fn duration(value: &Value, path: &str) -> Result<Value, FieldError> {
     let text = value
         .as_str()
         .ok_or_else(|| wrong_type(path, "a duration string", value))?;
-    let parsed: Option<Duration> = parse_proto_duration(text);
+    let parsed: Option<Duration> = parse_proto_duration(text).or_else(|| parse_go_duration(text));
     let bad = || FieldError::new(path, FieldProblem::BadDuration(text.to_owned()));
     parsed
         .map(|d| Value::from(format_proto_duration(d)))

@@ -203,12 +203,30 @@ fn metadata_variables_have_a_fixed_order_and_known_keys_fixed_forms() {
 }
 
 #[test]
+fn durations_of_go_are_read_and_sent_on_in_protobuf_s_form() {
+    let mut config = bootstrap_templates::ProxyConfig::default();
+    let overlay = json!({
+        "drainDuration": "1h", "terminationDrainDuration": "1m30s", "fileFlushInterval": "500ms",
+        "privateKeyProvider": { "qat": { "pollDelay": "10ms" } },
+    });
+    config.overlay(&overlay).expect("durations");
+    let settings = config.validate().expect("valid");
+    let termination = settings.termination_drain_duration;
+    assert_eq!(termination, Some(std::time::Duration::from_secs(90)));
+    let sent = config.to_json();
+    assert_eq!(sent["drainDuration"], "3600s");
+    assert_eq!(sent["fileFlushInterval"], "0.500s");
+    assert_eq!(sent["privateKeyProvider"]["qat"]["pollDelay"], "0.010s");
+}
+
+#[test]
 fn bad_metadata_is_refused_or_warned_about_by_name() {
     let mut broken = pod();
     variable(&mut broken, "ISTIO_META_DNS_CAPTURE", "yes");
     variable(&mut broken, "ISTIO_METAJSON_X", "[1]");
     let (node, warnings) = build(&broken);
-    assert_eq!(node.metadata["DNS_CAPTURE"], "yes");
+    // istiod refuses a node whose boolean it cannot read.
+    assert!(!node.metadata.contains_key("DNS_CAPTURE"));
     let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     assert!(
         texts[0].starts_with("ISTIO_METAJSON_X is not a JSON object"),
@@ -352,6 +370,10 @@ fn invalid_proxy_config_names_the_field() {
         (
             json!({ "drainDuration": 45 }),
             "drainDuration: expected a duration string, got a number",
+        ),
+        (
+            json!({ "drainDuration": "45" }),
+            "drainDuration: \"45\" is not a duration such as \"45s\" or \"1m30s\"",
         ),
         (
             json!({ "tracing": { "zipkin": {}, "datadog": {} } }),
