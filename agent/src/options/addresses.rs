@@ -14,11 +14,10 @@ pub struct AddressError(#[from] nix::Error);
 /// without the interfaces in the comma list `excluded`. Without any interface address, both
 /// loopbacks are added, so that the list is never empty.
 pub(super) fn discover(pod_ip: &str, excluded: &str) -> Result<Vec<IpAddr>, AddressError> {
-    let excluded: Vec<&str> = excluded.split(',').map(str::trim).collect();
     let found = getifaddrs()?
-        .filter(|i| !excluded.contains(&i.interface_name.as_str()))
-        .filter_map(|i| usable(&i));
-    Ok(merge(pod_ip.parse().ok(), found.collect()))
+        .filter_map(|i| Some((usable(&i)?, i.interface_name)))
+        .collect();
+    Ok(merge(pod_ip.parse().ok(), found, excluded))
 }
 
 fn usable(interface: &InterfaceAddress) -> Option<IpAddr> {
@@ -50,9 +49,17 @@ fn routable(ip: IpAddr) -> bool {
     }
 }
 
-fn merge(pod_ip: Option<IpAddr>, found: Vec<IpAddr>) -> Vec<IpAddr> {
-    let mut found = found;
-    if found.is_empty() {
+/// Addresses of excluded interfaces keep the loopbacks away: a pod whose only interface is excluded
+/// has its own address alone, and that decides the families it serves.
+fn merge(pod_ip: Option<IpAddr>, found: Vec<(IpAddr, String)>, excluded: &str) -> Vec<IpAddr> {
+    let excluded: Vec<&str> = excluded.split(',').map(str::trim).collect();
+    let none_found = found.is_empty();
+    let mut found: Vec<IpAddr> = found
+        .into_iter()
+        .filter(|(_, interface)| !excluded.contains(&interface.as_str()))
+        .map(|(ip, _)| ip)
+        .collect();
+    if found.is_empty() && (none_found || pod_ip.is_none()) {
         found = vec![
             IpAddr::from([127, 0, 0, 1]),
             IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
@@ -75,18 +82,30 @@ mod tests {
         text.parse().expect("address")
     }
 
+    fn on(interface: &str, addresses: &[&str]) -> Vec<(IpAddr, String)> {
+        let named = |text: &&str| (ip(text), interface.to_owned());
+        addresses.iter().map(named).collect()
+    }
+
     #[test]
     fn pod_address_comes_first_and_once() {
-        let found = vec![
-            ip("10.0.0.2"),
-            ip("10.0.0.1"),
-            ip("::ffff:10.0.0.2"),
-            ip("fd00::1"),
-        ];
+        let found = on(
+            "eth0",
+            &["10.0.0.2", "10.0.0.1", "::ffff:10.0.0.2", "fd00::1"],
+        );
         let want = [ip("10.0.0.1"), ip("10.0.0.2"), ip("fd00::1")];
-        assert_eq!(merge(Some(ip("10.0.0.1")), found), want);
+        assert_eq!(merge(Some(ip("10.0.0.1")), found, ""), want);
         let loopback = [ip("10.1.2.3"), ip("127.0.0.1"), ip("::1")];
-        assert_eq!(merge(Some(ip("10.1.2.3")), Vec::new()), loopback);
+        assert_eq!(merge(Some(ip("10.1.2.3")), Vec::new(), ""), loopback);
+    }
+
+    #[test]
+    fn excluded_interfaces_leave_the_pod_address_alone() {
+        let found = || on("eth0", &["10.0.0.1", "fd00::1"]);
+        let merged = merge(Some(ip("10.0.0.1")), found(), "eth1, eth0");
+        assert_eq!(merged, [ip("10.0.0.1")]);
+        let loopback = [ip("127.0.0.1"), ip("::1")];
+        assert_eq!(merge(None, found(), "eth0"), loopback, "never empty");
     }
 
     #[test]
