@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tonic::Status;
 
-use crate::metrics::Histogram;
+use crate::metrics::{Histogram, Page};
 use crate::secret_manager::SecretManager;
 use crate::uds::{self, SocketFile, UdsError};
 
@@ -75,6 +75,30 @@ impl Default for SdsMetrics {
             pushes: AtomicU64::default(),
             streams: AtomicU64::default(),
         }
+    }
+}
+
+impl SdsMetrics {
+    /// Adds them to `page`. The label is the one that the reference gives to SDS: `sds`.
+    pub fn render(&self, page: &mut Page) {
+        let labels = [("type", "sds")];
+        page.counter(
+            "pilot_xds_expired_nonce",
+            "Total number of XDS requests with an expired nonce.",
+            &labels,
+            self.expired_nonce.load(Ordering::Relaxed),
+        );
+        page.counter(
+            "pilot_total_xds_rejects",
+            "Total number of XDS responses rejected by the proxy.",
+            &labels,
+            self.rejects.load(Ordering::Relaxed),
+        );
+        self.send_time.render(
+            page,
+            "pilot_xds_send_time",
+            "Total time in seconds the agent takes to send a secret.",
+        );
     }
 }
 

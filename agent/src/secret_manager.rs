@@ -218,18 +218,21 @@ impl SecretManager {
     }
 
     /// Subscribes to `default`, `ROOTCA`, `file-cert:<cert>~<key>`, `file-root:<path>` or
-    /// `file-root:system`.
+    /// `file-root:system`. Any other name is the workload certificate under that name, as in
+    /// Istio: users' filters ask for SPIFFE ids and for names of their own.
     ///
     /// # Errors
-    /// For any other name, and for `default` and `ROOTCA` when somebody else serves them.
+    /// For a `file-` name of another form, and for all but these when somebody else serves
+    /// identities.
     pub fn subscribe(&self, name: &str) -> Result<SecretReceiver, UnknownSecret> {
+        if let Some(secret) = FileSecret::parse(name) {
+            return Ok(self.inner.files.subscribe(name, secret));
+        }
         let identities = !matches!(self.inner.config.source, WorkloadSource::FileNamesOnly);
         match name {
-            WORKLOAD_CERTIFICATE if identities => Ok(self.inner.workload.subscribe()),
             ROOT_CA if identities => Ok(self.inner.roots.subscribe()),
-            _ => FileSecret::parse(name)
-                .map(|secret| self.inner.files.subscribe(name, secret))
-                .ok_or_else(|| UnknownSecret(name.to_owned())),
+            _ if identities && !name.starts_with("file-") => Ok(self.inner.workload.subscribe()),
+            _ => Err(UnknownSecret(name.to_owned())),
         }
     }
 

@@ -224,29 +224,7 @@ async fn connect(
         };
         let server = SdsServer::bind(config, secrets.clone())?;
         let counters = server.metrics();
-        metrics.add_source(move |page| {
-            let count = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
-            let labels = [("type", "SDS")];
-            let help = "Total number of XDS requests with an expired nonce.";
-            page.counter(
-                "pilot_xds_expired_nonce",
-                help,
-                &labels,
-                count(&counters.expired_nonce),
-            );
-            let help = "Total number of XDS responses rejected by the proxy.";
-            page.counter(
-                "pilot_total_xds_rejects",
-                help,
-                &labels,
-                count(&counters.rejects),
-            );
-            counters.send_time.render(
-                page,
-                "pilot_xds_send_time",
-                "Total time in seconds the agent takes to send a secret.",
-            );
-        });
+        metrics.add_source(move |page| counters.render(page));
         services.spawn(server.run());
     }
     let wasm = options

@@ -187,6 +187,32 @@ async fn both_secrets_come_in_request_order_and_form_a_valid_identity() {
 }
 
 #[tokio::test]
+async fn the_nonce_of_an_earlier_stream_is_no_reason_for_silence() {
+    let mut f = Fixture::new().await;
+    f.issue(DAY).await;
+    let mut client = Client::open(&f.socket, STREAM).await;
+    client.send(request(&["default"], "of-the-last-stream"));
+    let (_, secrets) = response(&mut client).await;
+    assert_eq!(secrets[0].name, "default");
+    assert_eq!(f.metrics.expired_nonce.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn any_other_name_is_the_workload_certificate_under_that_name() {
+    let mut f = Fixture::new().await;
+    f.issue(DAY).await;
+    let mut served = Vec::new();
+    for name in ["default", "spiffe://cluster.local/ns/ns1/sa/sa1", "Default"] {
+        let mut client = Client::open(&f.socket, STREAM).await;
+        client.send(request(&[name], ""));
+        let (_, secrets) = response(&mut client).await;
+        assert_eq!(secrets[0].name, name);
+        served.push(certificate(&secrets[0]));
+    }
+    assert!(served.iter().all(|one| *one == served[0]));
+}
+
+#[tokio::test]
 async fn acks_nacks_and_stale_nonces_are_silent_and_only_added_names_are_sent() {
     let mut f = Fixture::new().await;
     f.issue(DAY).await;
@@ -222,11 +248,15 @@ async fn acks_nacks_and_stale_nonces_are_silent_and_only_added_names_are_sent() 
     assert_eq!(secrets[0].name, "default");
     // The stream counts a response before it sends the next one.
     let (metrics, counters) = (Metrics::default(), f.metrics.clone());
-    metrics.add_source(move |page| counters.send_time.render(page, "send_time", "help"));
+    metrics.add_source(move |page| counters.render(page));
     let text = metrics.render();
+    for series in ["pilot_xds_expired_nonce", "pilot_total_xds_rejects"] {
+        let line = format!("istio_agent_{series}{{type=\"sds\"}} 1\n");
+        assert!(text.contains(&line), "{text}");
+    }
     let count = text
         .lines()
-        .find_map(|l| l.strip_prefix("istio_agent_send_time_count "));
+        .find_map(|l| l.strip_prefix("istio_agent_pilot_xds_send_time_count "));
     assert!(["2", "3"].contains(&count.unwrap_or_default()), "{text}");
 }
 
@@ -318,7 +348,7 @@ async fn requests_that_break_the_rules_end_the_stream_with_a_status() {
             "undecodable request",
         ),
         (
-            request(&["nonsense"], "").encode_to_vec(),
+            request(&["file-cert:chain-without-key"], "").encode_to_vec(),
             Code::Unknown,
             "unknown secret",
         ),

@@ -86,13 +86,15 @@ impl Stream {
             );
             return Ok(Vec::new());
         }
-        if !request.response_nonce.is_empty() && request.response_nonce != self.nonce {
+        // A client that comes back may show the nonce of its last stream: on this one it holds
+        // nothing, and silence would leave it without certificates.
+        let holds_nothing = request.response_nonce.is_empty() || self.nonce.is_empty();
+        if !holds_nothing && request.response_nonce != self.nonce {
             metrics.expired_nonce.fetch_add(1, Ordering::Relaxed);
             return Ok(Vec::new());
         }
         let added = self.subscribe(&request.resource_names)?;
-        // Without a nonce the client holds nothing of this stream: everything is wanted.
-        if request.response_nonce.is_empty() {
+        if holds_nothing {
             return Ok(self.subscriptions.iter().map(|s| s.name.clone()).collect());
         }
         Ok(added)
