@@ -7,6 +7,7 @@ mod debug;
 pub(crate) mod probe;
 mod probe_config;
 mod ready;
+mod redirect;
 mod scrape;
 mod scrape_config;
 mod waits;

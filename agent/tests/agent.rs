@@ -542,7 +542,7 @@ fn probes_answer_for_the_application() {
     }
     let (_, text) = agent.http("GET", "/app-health/large/livez");
     assert_eq!(text.matches('x').count(), 10_240);
-    let host = format!("host: localhost:{}", app.port);
+    let host = format!("Host: localhost:{}", app.port);
     assert!(
         app.saw(&host),
         "the agent's port in Host becomes the application's"

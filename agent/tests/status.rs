@@ -222,6 +222,38 @@ fn pages_of_two_formats_are_text_and_bounded() {
 }
 
 #[test]
+fn scrapes_follow_redirects_on_the_application_s_own_port() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let head = read_head(&mut stream).expect("request");
+            let answer = if head.starts_with("GET /metrics/ ") {
+                "200 OK\r\ncontent-type: text/plain\r\ncontent-length: 8\r\n\r\nmoved 1\n".into()
+            } else {
+                let to = format!("http://localhost:{port}/metrics/");
+                format!("307 X\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n")
+            };
+            let answer = format!("HTTP/1.1 {answer}");
+            stream.write_all(answer.as_bytes()).expect("answer");
+        }
+    });
+    let away = format!(
+        "HTTP/1.1 302 X\r\nlocation: http://localhost:{port}/metrics/\r\ncontent-length: 0\r\n\r\n"
+    );
+    let (away, _heads) = raw_server(away);
+    let (circle, circled) =
+        raw_server("HTTP/1.1 302 X\r\nlocation: /metrics\r\ncontent-length: 0\r\n\r\n");
+    let agent = scraping(&[port, away, circle]);
+    let (_, body) = agent.raw("/stats/prometheus", "");
+    let text = String::from_utf8(body).expect("text");
+    assert_eq!(text.matches("moved 1\n").count(), 1, "{text}");
+    let failed = "scrape_failures_total{type=\"application\"} 2\n";
+    assert!(text.contains(failed), "{text}");
+    assert_eq!(circled.try_iter().count(), 11, "a loop ends");
+}
+
+#[test]
 fn a_silent_application_does_not_cost_the_page() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("bind");
     let agent = scraping(&[silent.local_addr().expect("address").port()]);
@@ -280,15 +312,45 @@ fn http_probes_forward_headers_and_follow_redirects() {
     assert_eq!(body, b"fine");
     for want in [
         "GET /healthz?full=1 HTTP",
-        "x-kubelet: 1",
-        "authorization: Basic abc",
+        "X-Kubelet: 1",
+        "Authorization: Basic abc",
     ] {
         assert!(app.saw(want), "{want}");
     }
-    assert!(!app.saw("x: y"), "the kubelet sends them to the agent");
+    assert!(!app.saw("X: y"), "the kubelet sends them to the agent");
     // An endless loop fails; another host only means that the application answers.
     assert_eq!(agent.http("GET", "/app-health/c/readyz").0, 500);
     assert_eq!(agent.http("GET", "/app-lifecycle/c/prestopz").0, 200);
+}
+
+#[test]
+fn a_probe_is_answered_by_the_status_though_the_body_never_ends() {
+    // The server keeps its side open until the client's end: an event stream, as far as a probe sees.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let streaming = listener.local_addr().expect("address").port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let head = read_head(&mut stream).expect("request");
+            let kept = head.contains("X-Kubelet: 1") && head.contains("Host: ");
+            let status = if kept { "200 OK" } else { "400 Lower Case" };
+            let answer = format!("HTTP/1.1 {status}\r\ntransfer-encoding: chunked\r\n\r\n");
+            stream.write_all(answer.as_bytes()).expect("head");
+            stream.write_all(b"5\r\nevent\r\n").expect("chunk");
+            std::thread::spawn(move || stream.read(&mut [0]).ok());
+        }
+    });
+    let (cut, _heads) = raw_server("HTTP/1.1 503 X\r\ncontent-length: 100\r\n\r\nbroken");
+    let get = |port: u16| json!({ "httpGet": { "port": port }, "timeoutSeconds": 1 });
+    let agent = started(probing(&json!({
+        "/app-health/stream/livez": get(streaming),
+        "/app-health/cut/livez": get(cut),
+    })));
+    let (head, body) = agent.raw("/app-health/stream/livez", "x-kubelet: 1\r\n");
+    assert!(head.starts_with("http/1.0 200"), "{head}");
+    assert_eq!(body, b"event");
+    let (head, body) = agent.raw("/app-health/cut/livez", "");
+    assert!(head.starts_with("http/1.0 503"), "{head}");
+    assert_eq!(body, b"broken");
 }
 
 #[test]

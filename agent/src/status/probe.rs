@@ -1,7 +1,6 @@
 //! Runs the application's probes in the kubelet's place. Connections leave from 127.0.0.6 (`::6`),
 //! which the redirect rules let through to the application untouched.
 
-mod target;
 pub(crate) mod tls;
 
 use std::collections::BTreeMap;
@@ -18,15 +17,15 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout_at};
 
-use self::target::{Target, host_name};
 use super::probe_config::{Probe, ProbeConfigError, ProbeMethod, parse};
+use super::redirect::{MAX_REDIRECTS, Target, host_name};
 use super::{Body, full, text};
 use crate::options::StatusOptions;
 
 /// How much of the application's answer kubelet gets to see.
 const MAX_ANSWER: usize = 10_240;
-const MAX_REDIRECTS: usize = 10;
 /// Stands for "no limit" where the probe sets none; kubelet's own limit ends the request earlier.
 const NO_LIMIT: Duration = Duration::from_secs(3600);
 
@@ -94,15 +93,20 @@ impl Probes {
         } else {
             probe.timeout
         };
+        let deadline = Instant::now() + limit;
         let run = self.run(&probe.method, request.headers());
         let result = if grpc && probe.timeout.is_zero() {
             Err("timeoutSeconds 0 leaves a gRPC probe no time".into())
         } else {
-            let run = tokio::time::timeout(limit, run).await;
+            let run = timeout_at(deadline, run).await;
             run.unwrap_or_else(|_| Err(format!("no answer within {limit:?}").into()))
         };
         match result {
-            Ok((status, body)) => {
+            Ok(Answer { status, rest }) => {
+                let body = match rest {
+                    Some(rest) => self.read_start(rest, deadline).await,
+                    None => Bytes::new(),
+                };
                 let mut response = Response::new(full(body));
                 *response.status_mut() = status;
                 response
@@ -114,19 +118,15 @@ impl Probes {
         }
     }
 
-    async fn run(
-        &self,
-        method: &ProbeMethod,
-        headers: &HeaderMap,
-    ) -> Result<(StatusCode, Bytes), AnyError> {
+    async fn run(&self, method: &ProbeMethod, headers: &HeaderMap) -> Result<Answer, AnyError> {
         match method {
             ProbeMethod::TcpSocket { port } => {
                 self.connect(*port).await?;
-                Ok((StatusCode::OK, Bytes::new()))
+                Ok(Answer::OK)
             }
             ProbeMethod::Grpc { port, service } => {
                 self.grpc(*port, service, headers.get(USER_AGENT)).await?;
-                Ok((StatusCode::OK, Bytes::new()))
+                Ok(Answer::OK)
             }
             ProbeMethod::HttpGet { port, path, https } => {
                 self.http_get(*port, path, *https, headers).await
@@ -157,7 +157,7 @@ impl Probes {
         path: &str,
         https: bool,
         headers: &HeaderMap,
-    ) -> Result<(StatusCode, Bytes), AnyError> {
+    ) -> Result<Answer, AnyError> {
         let host = self.host(headers, port);
         let name = host_name(&host).to_owned();
         let mut target = Target {
@@ -169,20 +169,36 @@ impl Probes {
         for _ in 0..=MAX_REDIRECTS {
             let (answer, connection) = self.http_once(&target, headers).await?;
             if !answer.status().is_redirection() {
-                let status = answer.status();
-                let (bytes, whole) = read_start(answer.into_body()).await?;
-                if let (true, Some(connection)) = (whole, connection) {
-                    self.idle.lock().insert(target.key(), connection);
-                }
-                return Ok((status, bytes));
+                return Ok(Answer {
+                    status: answer.status(),
+                    rest: Some(Rest {
+                        body: answer.into_body(),
+                        connection: connection.map(|c| (target.key(), c)),
+                    }),
+                });
             }
             match target.follow(&answer, &name, self.destination) {
                 Some(next) => target = next,
                 // Another host is not the application's health, but the application answered.
-                None => return Ok((StatusCode::OK, Bytes::new())),
+                None => return Ok(Answer::OK),
             }
         }
         Err(format!("stopped after {MAX_REDIRECTS} redirects").into())
+    }
+
+    /// The first bytes of a body: what arrives until `deadline`. The application has answered with
+    /// its status, so a body that breaks off or never ends (an event stream) is no failure.
+    async fn read_start(&self, rest: Rest, deadline: Instant) -> Bytes {
+        let Rest {
+            mut body,
+            connection,
+        } = rest;
+        let mut out = BytesMut::new();
+        let read = timeout_at(deadline, read_start(&mut body, &mut out)).await;
+        if let (Ok(Ok(true)), Some((key, connection))) = (read, connection) {
+            self.idle.lock().insert(key, connection);
+        }
+        out.freeze()
     }
 
     /// The incoming host, with the application's port in the place of the agent's.
@@ -291,6 +307,26 @@ impl Probes {
     }
 }
 
+/// What a probe is answered with.
+struct Answer {
+    status: StatusCode,
+    /// Of an HTTP probe: the body, still to be read.
+    rest: Option<Rest>,
+}
+
+impl Answer {
+    const OK: Self = Self {
+        status: StatusCode::OK,
+        rest: None,
+    };
+}
+
+struct Rest {
+    body: Incoming,
+    /// To be kept once the body is read to its end.
+    connection: Option<((u16, bool), Http1)>,
+}
+
 /// A connection that can take another request.
 type Http1 = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
 
@@ -317,7 +353,11 @@ async fn handshake<S>(stream: S) -> Result<Http1, AnyError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Names are written as Go's and kubelet's clients write them: some applications compare case.
+    let (sender, connection) = hyper::client::conn::http1::Builder::new()
+        .title_case_headers(true)
+        .handshake(TokioIo::new(stream))
+        .await?;
     // A failure of the connection is seen on the response.
     tokio::spawn(async move { connection.await.ok() });
     Ok(sender)
@@ -352,18 +392,16 @@ where
     Ok(sender.send_request(request).await?)
 }
 
-/// The first bytes of a body, and whether that was all of it.
-async fn read_start(mut body: Incoming) -> Result<(Bytes, bool), AnyError> {
-    let mut out = BytesMut::new();
+/// Reads up to [`MAX_ANSWER`] bytes into `out`; says whether that was all of the body.
+async fn read_start(body: &mut Incoming, out: &mut BytesMut) -> Result<bool, hyper::Error> {
     while out.len() < MAX_ANSWER {
         let Some(frame) = body.frame().await else {
-            return Ok((out.freeze(), true));
+            return Ok(true);
         };
         if let Ok(data) = frame?.into_data() {
             let take = data.len().min(MAX_ANSWER - out.len());
             out.extend_from_slice(&data[..take]);
         }
     }
-    let whole = body.is_end_stream();
-    Ok((out.freeze(), whole))
+    Ok(body.is_end_stream())
 }

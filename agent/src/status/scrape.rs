@@ -2,7 +2,7 @@
 //! through in the order of the page; no page is held in memory, however large. A part that fails
 //! is missing or ends on its last whole line; the others stay whole.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::accept::{self, Format};
+use super::redirect::{self, MAX_REDIRECTS};
 use super::scrape_config::{ScrapeConfigError, Target, parse};
 use super::{Body, BodyError};
 use crate::metrics::{Metrics, ScrapePart};
@@ -139,6 +140,8 @@ impl Scraper {
         Part { kind, answer }
     }
 
+    /// Follows redirects on the same port, as Prometheus does: many applications send `/metrics`
+    /// on to `/metrics/`. Any other redirect is the answer.
     async fn head(
         &self,
         port: u16,
@@ -146,8 +149,32 @@ impl Scraper {
         accept: &str,
         client: &HeaderMap,
     ) -> Result<Response<Incoming>, request::RequestError> {
-        let authority = format!("localhost:{port}");
-        let mut request = request::build(Method::GET, &authority, path, Bytes::new())?;
+        let mut target = redirect::Target {
+            port,
+            path: format!("/{}", path.strip_prefix('/').unwrap_or(path)),
+            https: false,
+            host: format!("localhost:{port}"),
+        };
+        let mut answer = self.head_once(&target, accept, client).await?;
+        for _ in 0..MAX_REDIRECTS {
+            let next = target.follow(&answer, "localhost", Ipv4Addr::LOCALHOST.into());
+            match next.filter(|next| answer.status().is_redirection() && next.key() == target.key())
+            {
+                Some(next) => target = next,
+                None => break,
+            }
+            answer = self.head_once(&target, accept, client).await?;
+        }
+        Ok(answer)
+    }
+
+    async fn head_once(
+        &self,
+        target: &redirect::Target,
+        accept: &str,
+        client: &HeaderMap,
+    ) -> Result<Response<Incoming>, request::RequestError> {
+        let mut request = request::build(Method::GET, &target.host, &target.path, Bytes::new())?;
         let headers = request.headers_mut();
         if let Ok(accept) = HeaderValue::from_str(accept) {
             headers.insert(ACCEPT, accept);
@@ -157,7 +184,7 @@ impl Scraper {
                 headers.insert(name, value.clone());
             }
         }
-        let addresses: [SocketAddr; 2] = request::localhost(port);
+        let addresses: [SocketAddr; 2] = request::localhost(target.port);
         request::send(&addresses, request).await
     }
 

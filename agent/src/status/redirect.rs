@@ -1,9 +1,12 @@
-//! What an HTTP probe asks, and where a redirect leads it.
+//! What an application is asked over HTTP, and where its redirects lead.
 
 use std::net::IpAddr;
 
 use http::header::LOCATION;
 use http::{Response, Uri};
+
+/// More than these are a loop.
+pub(super) const MAX_REDIRECTS: usize = 10;
 
 pub(super) struct Target {
     pub(super) port: u16,
