@@ -21,9 +21,6 @@ pub enum FieldProblem {
     /// Not a value of the enumeration.
     #[error("{0:?} is not a known value")]
     UnknownEnumValue(String),
-    /// Two members of one `oneof` are set.
-    #[error("cannot be combined with {0}")]
-    Conflict(&'static str),
     /// Not `host:port`.
     #[error("{0:?} is not an address of the form host:port")]
     BadAddress(String),
@@ -64,6 +61,14 @@ pub enum Warning {
     /// A field no version known here has; the reference ignores it too.
     #[error("unknown field {0} is ignored")]
     UnknownField(String),
+    /// Two members of one `oneof` are set.
+    #[error("{field} is ignored: {by} is set as well")]
+    Overruled {
+        /// Path of the one that does not count.
+        field: String,
+        /// Protobuf name of the one that does.
+        by: &'static str,
+    },
     /// A metadata boolean that is not a Go boolean; it counts as unset.
     #[error("{key}: {value:?} is not a boolean, ignored")]
     BadBoolean {

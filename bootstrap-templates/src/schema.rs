@@ -105,7 +105,6 @@ impl Message {
             .as_object()
             .ok_or_else(|| wrong_type(path, "an object", value))?;
         let mut out = Map::new();
-        let mut set: Vec<(&'static str, &'static str)> = Vec::new();
         for (key, value) in object {
             let here = join(path, key);
             let Some(field) = self.field_of(key) else {
@@ -115,18 +114,32 @@ impl Message {
             if value.is_null() {
                 continue;
             }
-            if let Some(group) = field.oneof {
-                if let Some((_, other)) = set.iter().find(|(g, _)| *g == group) {
-                    return Err(FieldError::new(here, FieldProblem::Conflict(other)));
-                }
-                set.push((group, field.name));
-            }
             out.insert(
                 json_name(field.name),
                 field.kind.canonical(value, &here, warnings)?,
             );
         }
+        self.settle(&mut out, path, warnings);
         Ok(out)
+    }
+
+    /// Of several members of one `oneof` the last that the message declares stays, as in Istio.
+    fn settle(&self, object: &mut Map<String, Value>, path: &str, warnings: &mut Vec<Warning>) {
+        for (at, field) in self.fields.iter().enumerate() {
+            let name = json_name(field.name);
+            let by = self.fields[at + 1..].iter().rev().find(|later| {
+                let same = field.oneof.is_some() && later.oneof == field.oneof;
+                same && object.contains_key(&json_name(later.name))
+            });
+            if let Some(by) = by
+                && object.shift_remove(&name).is_some()
+            {
+                warnings.push(Warning::Overruled {
+                    field: join(path, &name),
+                    by: by.name,
+                });
+            }
+        }
     }
 
     /// Drops plain fields that hold their default value: the form protobuf prints.

@@ -220,6 +220,26 @@ fn durations_of_go_are_read_and_sent_on_in_protobuf_s_form() {
 }
 
 #[test]
+fn of_two_members_of_one_choice_the_last_declared_counts() {
+    let mut config = bootstrap_templates::ProxyConfig::default();
+    let overlay = json!({
+        "tracing": { "datadog": { "address": "d:1" }, "zipkin": { "address": "z:1" } },
+        "tracingServiceName": "CANONICAL_NAME_ONLY", "serviceCluster": "own",
+    });
+    let warnings = config.overlay(&overlay).expect("accepted");
+    let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let want = [
+        "tracing.zipkin is ignored: datadog is set as well",
+        "serviceCluster is ignored: tracing_service_name is set as well",
+    ];
+    assert_eq!(texts, want);
+    let sent = config.to_json();
+    assert_eq!(sent["tracing"], json!({ "datadog": { "address": "d:1" } }));
+    assert!(!sent.contains_key("serviceCluster"));
+    assert_eq!(sent["tracingServiceName"], "CANONICAL_NAME_ONLY");
+}
+
+#[test]
 fn bad_metadata_is_refused_or_warned_about_by_name() {
     let mut broken = pod();
     variable(&mut broken, "ISTIO_META_DNS_CAPTURE", "yes");
@@ -374,10 +394,6 @@ fn invalid_proxy_config_names_the_field() {
         (
             json!({ "drainDuration": "45" }),
             "drainDuration: \"45\" is not a duration such as \"45s\" or \"1m30s\"",
-        ),
-        (
-            json!({ "tracing": { "zipkin": {}, "datadog": {} } }),
-            "tracing.datadog: cannot be combined with zipkin",
         ),
         (
             json!({ "extraStatTags": ["a", 1] }),
