@@ -96,7 +96,7 @@ impl HealthConfig {
         ) {
             (None, None, None, None) => None,
             (Some(http), None, None, None) => Some(http.check(local)?),
-            (None, Some(tcp), None, None) => Some(tcp.check()?),
+            (None, Some(tcp), None, None) => Some(tcp.check(local)?),
             (None, None, Some(exec), None) => Some(exec.check()?),
             (None, None, None, Some(grpc)) => Some(grpc.check(local)?),
             _ => {

@@ -17,7 +17,11 @@ use tokio::task::JoinSet;
 const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 async fn probe(value: serde_json::Value) -> Result<(), String> {
-    let config = HealthConfig::parse(&value, Some(LOCAL)).expect("valid");
+    probe_at(value, LOCAL).await
+}
+
+async fn probe_at(value: serde_json::Value, local: IpAddr) -> Result<(), String> {
+    let config = HealthConfig::parse(&value, Some(local)).expect("valid");
     let probe = config.probe.expect("a probe");
     tokio::time::timeout(Duration::from_secs(20), probe.run(config.timeout))
         .await
@@ -100,6 +104,17 @@ async fn an_application_that_is_silent_or_gone_is_not_healthy() {
         let error = probe(value).await.expect_err("refused");
         assert!(error.contains("connect to "), "{error}");
     }
+}
+
+#[tokio::test]
+async fn without_a_host_the_address_of_the_pod_is_probed() {
+    let pod = IpAddr::from([127, 0, 0, 2]);
+    let listener = TcpListener::bind((pod, 0)).await.expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    let probed = probe_at(json!({"tcpSocket": {"port": port}}), pod).await;
+    assert_eq!(probed, Ok(()));
+    let (_, peer) = listener.accept().await.expect("accept");
+    assert_eq!(peer.ip(), IpAddr::from([127, 0, 0, 6]));
 }
 
 #[tokio::test]

@@ -209,9 +209,9 @@ impl HttpGet {
 }
 
 impl TcpSocket {
-    /// Without a host, loopback.
-    pub(super) fn check(self) -> Result<Probe, HealthConfigError> {
-        Target::new(self.host, self.port, None, "tcpSocket.port").map(Probe::Tcp)
+    /// Without a host, the pod's address: an application may listen on nothing else.
+    pub(super) fn check(self, local: Option<IpAddr>) -> Result<Probe, HealthConfigError> {
+        Target::new(self.host, self.port, local, "tcpSocket.port").map(Probe::Tcp)
     }
 }
 
