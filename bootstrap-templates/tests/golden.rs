@@ -65,3 +65,32 @@ fn assert_same(name: &str, built: &Value, want: &Value) {
     );
     assert_eq!(built, want, "{name}");
 }
+
+/// What a `PROXY_CONFIG` became in the node metadata of a recorded Istio agent: `sent` is what
+/// differs from the defaults, `gone` the defaults that were dropped, `null` stands for a refusal.
+#[test]
+fn proxy_configs_are_read_as_the_recorded_agent_read_them() {
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/fixtures/proxy-config.json"
+    );
+    let text = std::fs::read_to_string(file).expect("fixture");
+    let cases: Vec<serde_json::Value> = serde_json::from_str(&text).expect("JSON");
+    assert!(cases.len() > 30, "the fixture is whole");
+    for case in cases {
+        let mut config = bootstrap_templates::ProxyConfig::default();
+        let mut want = config.to_json();
+        let read = config.overlay(&case["input"]);
+        let accepted = read.and_then(|_| config.validate());
+        let Some(sent) = case["sent"].as_object() else {
+            assert!(accepted.is_err(), "{case}");
+            continue;
+        };
+        assert!(accepted.is_ok(), "{case}: {accepted:?}");
+        want.extend(sent.clone());
+        for gone in case["gone"].as_array().into_iter().flatten() {
+            want.remove(gone.as_str().expect("name"));
+        }
+        assert_eq!(config.to_json(), want, "{case}");
+    }
+}
