@@ -75,7 +75,7 @@ fn proxy_configs_are_read_as_the_recorded_agent_read_them() {
         "/tests/fixtures/proxy-config.json"
     );
     let text = std::fs::read_to_string(file).expect("fixture");
-    let cases: Vec<serde_json::Value> = serde_json::from_str(&text).expect("JSON");
+    let cases: Vec<Value> = serde_json::from_str(&text).expect("JSON");
     assert!(cases.len() > 30, "the fixture is whole");
     for case in cases {
         let mut config = bootstrap_templates::ProxyConfig::default();
