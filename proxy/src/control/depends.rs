@@ -6,53 +6,49 @@ use std::time::Duration;
 use outrigger_config::cluster::{Cluster, TransportSocket};
 use outrigger_config::http::RouteSource;
 use outrigger_config::listener::{Listener, TerminalFilter};
-use outrigger_config::tls::{CommonTls, SdsConfig, SdsSource, SecretRef};
+use outrigger_config::tls::{CommonTls, SdsSource, SecretRef};
+
+/// A resource that is delivered by name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// A route table over RDS: `route_config_name`.
+    Route(Arc<str>),
+    /// A secret.
+    Secret {
+        /// Where it is asked for.
+        source: SdsSource,
+        /// Its name.
+        name: Arc<str>,
+    },
+    /// Endpoints over EDS: `service_name`.
+    Endpoints(Arc<str>),
+}
 
 /// One thing to wait for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Dependency {
-    /// A route table over RDS.
-    Route {
-        /// `route_config_name`.
-        name: Arc<str>,
-        /// `None` = wait for ever.
-        timeout: Option<Duration>,
-    },
-    /// A secret.
-    Secret(SdsConfig),
-    /// Endpoints over EDS.
-    Endpoints {
-        /// `service_name`.
-        name: Arc<str>,
-        /// `None` = wait for ever.
-        timeout: Option<Duration>,
-    },
+pub struct Dependency {
+    /// What.
+    pub target: Target,
+    /// How long, at most; `None` = for ever.
+    pub timeout: Option<Duration>,
 }
 
-impl Dependency {
-    /// How long it may be waited for; `None` = for ever.
-    #[must_use]
-    pub const fn timeout(&self) -> Option<Duration> {
-        match self {
-            Self::Route { timeout, .. } | Self::Endpoints { timeout, .. } => *timeout,
-            Self::Secret(config) => config.initial_fetch_timeout,
-        }
-    }
-
+impl Target {
     /// As `/init_dump` names it.
     #[must_use]
-    pub fn target_name(&self) -> String {
+    pub fn dump_name(&self) -> String {
         match self {
-            Self::Route { name, .. } => {
+            Self::Route(name) => {
                 format!("shared target RdsRouteConfigSubscription RDS init {name}")
             }
-            Self::Secret(config) => format!("shared target SdsApi {}", config.name),
-            Self::Endpoints { name, .. } => format!("target EDS {name}"),
+            Self::Secret { name, .. } => format!("shared target SdsApi {name}"),
+            Self::Endpoints(name) => format!("target EDS {name}"),
         }
     }
 }
 
-fn push(list: &mut Vec<Dependency>, dependency: Dependency) {
+fn push(list: &mut Vec<Dependency>, target: Target, timeout: Option<Duration>) {
+    let dependency = Dependency { target, timeout };
     if !list.contains(&dependency) {
         list.push(dependency);
     }
@@ -66,7 +62,11 @@ fn tls(list: &mut Vec<Dependency>, common: &CommonTls) {
     let validation = common.validation.as_ref().and_then(|v| v.sds.as_ref());
     for config in certificates.chain(validation) {
         if config.source != SdsSource::Static {
-            push(list, Dependency::Secret(config.clone()));
+            let target = Target::Secret {
+                source: config.source.clone(),
+                name: Arc::clone(&config.name),
+            };
+            push(list, target, config.initial_fetch_timeout);
         }
     }
 }
@@ -86,14 +86,8 @@ pub fn of_listener(listener: &Listener) -> Vec<Dependency> {
                 initial_fetch_timeout,
             } = &hcm.route
         {
-            let name = Arc::clone(name);
-            push(
-                &mut list,
-                Dependency::Route {
-                    name,
-                    timeout: *initial_fetch_timeout,
-                },
-            );
+            let target = Target::Route(Arc::clone(name));
+            push(&mut list, target, *initial_fetch_timeout);
         }
         if let Some(context) = &chain.transport_socket {
             tls(&mut list, &context.common);
@@ -111,11 +105,8 @@ pub fn of_cluster(cluster: &Cluster) -> Vec<Dependency> {
         initial_fetch_timeout,
     } = &cluster.discovery
     {
-        let name = Arc::clone(service_name);
-        list.push(Dependency::Endpoints {
-            name,
-            timeout: *initial_fetch_timeout,
-        });
+        let target = Target::Endpoints(Arc::clone(service_name));
+        push(&mut list, target, *initial_fetch_timeout);
     }
     let sockets = cluster.transport_socket_matches.iter().map(|m| &m.socket);
     for socket in sockets.chain([&cluster.transport_socket]) {

@@ -2,7 +2,7 @@
 //! process is live. No socket and no task here: streams are behind [`Xds`], listeners behind [`Listeners`].
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use outrigger_config::tls::SdsSource;
 use outrigger_xds::{Update, type_url};
 use tokio::time::Instant;
 
-use crate::control::depends::{self, Dependency};
+use crate::control::depends::{self, Dependency, Target};
 use crate::control::lifecycle::State;
 use crate::control::registry::Registry;
 use crate::control::store::Store;
@@ -65,7 +65,7 @@ pub trait Resolve {
 #[derive(Debug)]
 struct Warming<T> {
     value: Arc<T>,
-    waits_for: Vec<(Dependency, Option<Instant>)>,
+    waits_for: Vec<(Target, Option<Instant>)>,
     /// Version of the update, for a late refusal.
     version: String,
 }
@@ -117,6 +117,8 @@ pub struct Engine {
     eds_names: BTreeSet<Arc<str>>,
     rds_names: BTreeSet<Arc<str>>,
     secret_names: BTreeSet<(Option<Arc<str>>, Arc<str>)>,
+    /// What is named and not there, and is not waited for (any more): refused, denied or overdue.
+    given_up: HashSet<Target>,
     cds_done: bool,
     lds_done: bool,
     wants_cds: bool,
@@ -184,6 +186,7 @@ impl Engine {
             eds_names: BTreeSet::new(),
             rds_names: BTreeSet::new(),
             secret_names: BTreeSet::new(),
+            given_up: HashSet::new(),
             cds_done: false,
             lds_done: false,
             wants_cds: bootstrap.cds_ads,
@@ -292,7 +295,10 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<Instant> {
         let clusters = self.warming_clusters.values().flat_map(|w| &w.waits_for);
         let listeners = self.warming_listeners.values().flat_map(|w| &w.waits_for);
-        clusters.chain(listeners).filter_map(|(_, at)| *at).min()
+        let open = clusters
+            .chain(listeners)
+            .filter(|(t, _)| !self.is_settled(t));
+        open.filter_map(|(_, at)| *at).min()
     }
 
     /// Releases what waited longer than its `initial_fetch_timeout`.
@@ -320,8 +326,8 @@ impl Engine {
     /// What is waited for, by owner: `/init_dump`.
     #[must_use]
     pub fn unready(&self) -> Vec<(String, Vec<String>)> {
-        let list = |waits: &[(Dependency, Option<Instant>)]| -> Vec<String> {
-            waits.iter().map(|(d, _)| d.target_name()).collect()
+        let list = |waits: &[(Target, Option<Instant>)]| -> Vec<String> {
+            waits.iter().map(|(t, _)| t.dump_name()).collect()
         };
         let mut all: Vec<_> = self
             .warming_listeners
@@ -344,28 +350,46 @@ impl Engine {
         self.gauges.state.set(self.state().number());
     }
 
-    /// Whether a dependency needs no waiting any more.
-    fn is_met(&self, dependency: &Dependency) -> bool {
-        match dependency {
-            Dependency::Route { name, .. } => self
+    /// Whether there is no reason to wait for it (any more).
+    fn is_settled(&self, target: &Target) -> bool {
+        let there = match target {
+            Target::Route(name) => self
                 .store
                 .routes
                 .lookup(name)
                 .is_some_and(|s| s.load().is_some()),
-            Dependency::Secret(config) => self.store.secrets.has(config),
-            Dependency::Endpoints { name, .. } => {
-                self.registry.endpoints.active.get(name).is_some()
+            Target::Secret { source, name } => self.store.secrets.has(source, name),
+            Target::Endpoints(name) => self.registry.endpoints.active.get(name).is_some(),
+        };
+        there || self.given_up.contains(target)
+    }
+
+    /// Ends the wait for something that was refused or that the server does not have (Envoy does likewise): one
+    /// bad or missing resource must not keep everything else from serving.
+    fn give_up(&mut self, target: Target) {
+        let named = match &target {
+            Target::Route(name) => self.rds_names.contains(name),
+            Target::Endpoints(name) => self.eds_names.contains(name),
+            Target::Secret { source, name } => {
+                let cluster = match source {
+                    SdsSource::Grpc { cluster } => Some(Arc::clone(cluster)),
+                    SdsSource::Ads | SdsSource::Static => None,
+                };
+                self.secret_names.contains(&(cluster, Arc::clone(name)))
             }
+        };
+        if named {
+            self.given_up.insert(target);
         }
     }
 
-    /// What of `needs` is missing, each with its deadline.
-    fn missing(&self, needs: &[Dependency]) -> Vec<(Dependency, Option<Instant>)> {
+    /// What of `needs` has to be waited for, each with its deadline.
+    fn missing(&self, needs: &[Dependency]) -> Vec<(Target, Option<Instant>)> {
         let now = Instant::now();
         needs
             .iter()
-            .filter(|d| !self.is_met(d))
-            .map(|d| (d.clone(), d.timeout().map(|t| now + t)))
+            .filter(|d| !self.is_settled(&d.target))
+            .map(|d| (d.target.clone(), d.timeout.map(|t| now + t)))
             .collect()
     }
 
@@ -375,10 +399,16 @@ impl Engine {
     }
 
     fn progress_at(&mut self, now: Instant) {
-        let ready = |engine: &Self, waits: &[(Dependency, Option<Instant>)]| {
-            waits
-                .iter()
-                .all(|(d, at)| at.is_some_and(|at| at <= now) || engine.is_met(d))
+        let clusters = self.warming_clusters.values().flat_map(|w| &w.waits_for);
+        let listeners = self.warming_listeners.values().flat_map(|w| &w.waits_for);
+        let overdue: Vec<_> = clusters
+            .chain(listeners)
+            .filter(|(t, at)| at.is_some_and(|at| at <= now) && !self.is_settled(t))
+            .map(|(target, _)| target.clone())
+            .collect();
+        self.given_up.extend(overdue);
+        let ready = |engine: &Self, waits: &[(Target, Option<Instant>)]| {
+            waits.iter().all(|(t, _)| engine.is_settled(t))
         };
         let clusters: Vec<_> = self
             .warming_clusters
@@ -450,6 +480,7 @@ impl Engine {
         let mut eds = BTreeSet::new();
         let mut rds = BTreeSet::new();
         let mut secrets = BTreeSet::new();
+        let mut named = HashSet::new();
         let warming = self.warming_clusters.values().map(|w| &w.value.config);
         let of_clusters = self
             .clusters
@@ -459,22 +490,24 @@ impl Engine {
             .flat_map(|c| depends::of_cluster(c));
         let of_listeners = self.listener_needs.values().flatten().cloned();
         for dependency in of_clusters.chain(of_listeners) {
-            match dependency {
-                Dependency::Endpoints { name, .. } => {
+            named.insert(dependency.target.clone());
+            match dependency.target {
+                Target::Endpoints(name) => {
                     eds.insert(name);
                 }
-                Dependency::Route { name, .. } => {
+                Target::Route(name) => {
                     rds.insert(name);
                 }
-                Dependency::Secret(config) => {
-                    let cluster = match config.source {
+                Target::Secret { source, name } => {
+                    let cluster = match source {
                         SdsSource::Grpc { cluster } => Some(cluster),
                         SdsSource::Ads | SdsSource::Static => None,
                     };
-                    secrets.insert((cluster, config.name));
+                    secrets.insert((cluster, name));
                 }
             }
         }
+        self.given_up.retain(|t| named.contains(t));
         let old = std::mem::replace(&mut self.eds_names, eds);
         self.change(type_url::ENDPOINT, &old, &self.eds_names.clone());
         let old = std::mem::replace(&mut self.rds_names, rds);
@@ -512,6 +545,16 @@ impl Engine {
                     .collect()
             };
             let (old, new) = (of(&old), of(&self.secret_names));
+            let kind = match &source {
+                Some(cluster) => SdsSource::Grpc {
+                    cluster: Arc::clone(cluster),
+                },
+                None => SdsSource::Ads,
+            };
+            for name in old.difference(&new) {
+                self.store.secrets.forget(&kind, name);
+                self.registry.secrets.remove(name);
+            }
             let Some(cluster) = source else {
                 self.change(type_url::SECRET, &old, &new);
                 continue;

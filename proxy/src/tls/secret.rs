@@ -355,15 +355,12 @@ impl SecretStore {
         self.inner.changed.send_replace(generation);
     }
 
-    /// Takes a secret away (removed by delta SDS). New handshakes that need it fail; open ones live on.
-    pub fn remove(&self, source: &SdsSource, name: &str) {
-        let entries = self.inner.entries.read();
-        if let Some(entry) = entries.get(&(source.clone(), name.into())) {
-            entry.certificate.value.store(None);
-            entry.validation.value.store(None);
+    /// Drops a secret that nothing names any more. Contexts that still drain keep what they have.
+    pub fn forget(&self, source: &SdsSource, name: &str) {
+        let key = (source.clone(), name.into());
+        if self.inner.entries.write().remove(&key).is_some() {
+            self.bump();
         }
-        drop(entries);
-        self.bump();
     }
 
     /// Reads the files of file secrets again (control thread, when a watch fires). Returns what failed; those
@@ -436,13 +433,12 @@ impl SecretStore {
         )
     }
 
-    /// Whether a secret of that reference has arrived.
+    /// Whether that secret has arrived.
     #[must_use]
-    pub fn has(&self, config: &SdsConfig) -> bool {
+    pub fn has(&self, source: &SdsSource, name: &Arc<str>) -> bool {
+        let key = (source.clone(), Arc::clone(name));
         let entries = self.inner.entries.read();
-        entries
-            .get(&(config.source.clone(), Arc::clone(&config.name)))
-            .is_some_and(|e| e.updated.is_some())
+        entries.get(&key).is_some_and(|e| e.updated.is_some())
     }
 
     /// What upstream contexts with equal settings share.

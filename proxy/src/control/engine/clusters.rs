@@ -9,7 +9,7 @@ use outrigger_config::{parse_cluster, parse_load_assignment};
 use outrigger_xds::{Resource, Update};
 
 use super::{ClusterState, Engine, Warming};
-use crate::control::depends;
+use crate::control::depends::{self, Target};
 use crate::upstream::cluster::Cluster;
 
 impl Engine {
@@ -226,8 +226,12 @@ impl Engine {
                         text.clone(),
                     );
                     errors.push(format!("{name}: {text}"));
+                    self.give_up(Target::Endpoints(name));
                 }
             }
+        }
+        for name in &update.removed {
+            self.give_up(Target::Endpoints(name.as_str().into()));
         }
         if errors.is_empty() {
             self.registry.endpoints.version.clone_from(&update.version);

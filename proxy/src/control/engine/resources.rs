@@ -7,6 +7,7 @@ use outrigger_config::{parse_route_configuration, parse_secret};
 use outrigger_xds::Update;
 
 use super::Engine;
+use crate::control::depends::Target;
 use crate::http::route::RouteRuntime;
 
 impl Engine {
@@ -40,6 +41,7 @@ impl Engine {
                         text.clone(),
                     );
                     errors.push(format!("{name}: {text}"));
+                    self.give_up(Target::Route(name));
                 }
             }
         }
@@ -56,6 +58,10 @@ impl Engine {
         update: &Update,
     ) -> Result<(), String> {
         let mut errors = Vec::new();
+        let secret = |name| Target::Secret {
+            source: source.clone(),
+            name,
+        };
         for resource in &update.added {
             let name: Arc<str> = resource.name.as_str().into();
             let applied = parse_secret(&resource.body)
@@ -79,12 +85,13 @@ impl Engine {
                 Err(text) => {
                     section.fail(&name, &resource.version, body, text.clone());
                     errors.push(format!("{name}: {text}"));
+                    self.give_up(secret(name));
                 }
             }
         }
+        // As in Envoy, a secret goes with its last user only: what the server takes away stays in use.
         for name in &update.removed {
-            self.store.secrets.remove(source, name);
-            self.registry.secrets.remove(name);
+            self.give_up(secret(name.as_str().into()));
         }
         if errors.is_empty() {
             Ok(())

@@ -6,6 +6,7 @@ use std::time::Duration;
 use outrigger_api::envoy::envoy::service::discovery::v3 as discovery;
 use outrigger_api::json::{EncodeOptions, encode};
 use outrigger_config::bootstrap::{Bootstrap, StatsConfig};
+use outrigger_config::tls::SdsSource;
 use outrigger_xds::session::RequestMessage;
 use outrigger_xds::{Protocol, Session, UpdateId, type_url};
 use serde_json::{Value, json};
@@ -521,4 +522,92 @@ fn endpoints_reach_every_cluster_of_their_service_in_service_and_warming() {
         let addresses: Vec<_> = hosts.iter().map(|h| h.address.to_string()).collect();
         assert_eq!(addresses, ["10.0.0.2:80"], "{name}");
     }
+}
+
+/// A listener with TLS whose certificate comes over ADS, waited for without end.
+fn secured(name: &str, secret: &str) -> Value {
+    let mut listener = listener(name, 443, None);
+    listener["filter_chains"][0]["transport_socket"] = json!({
+        "name": "envoy.transport_sockets.tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            "common_tls_context": {"tls_certificate_sds_secret_configs": [{"name": secret, "sds_config": {
+                "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}}]}}});
+    listener
+}
+
+fn certificate(name: &str) -> Value {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["a".to_owned()]).expect("a certificate");
+    json!({"name": name, "tls_certificate": {
+        "certificate_chain": {"inline_string": cert.pem()},
+        "private_key": {"inline_string": signing_key.serialize_pem()}}})
+}
+
+#[test]
+fn what_is_refused_or_denied_is_not_waited_for() {
+    let mut h = Harness::new();
+    h.push(type_url::CLUSTER, "1", &[eds("bad"), eds("gone")], &[]);
+    let bad = json!({"cluster_name": "bad", "policy": {"endpoint_stale_after": "1s"}});
+    h.sent();
+    h.push(type_url::ENDPOINT, "1", &[bad], &["gone"]);
+    let sent = h.sent();
+    assert!(sent[0].contains("NACK bad: "), "{sent:?}");
+    assert_eq!(sent[1], "Listener");
+    assert!(h.cluster("bad").is_some() && h.cluster("gone").is_some());
+
+    let routed = listener("routed", 80, Some(("80", Some("0s"))));
+    let all = [routed, secured("broken", "bad"), secured("denied", "gone")];
+    h.push(type_url::LISTENER, "1", &all, &[]);
+    assert!(h.served.0.borrow().is_empty());
+    let mut bad = route("80", "b");
+    bad["virtual_hosts"][0]["routes"][0]["match"] = json!({"safe_regex": {"regex": "("}});
+    h.push(type_url::ROUTE, "1", &[bad], &[]);
+    assert_eq!(*h.served.0.borrow(), ["+routed"]);
+    h.push(
+        type_url::SECRET,
+        "1",
+        &[json!({"name": "bad", "tls_certificate": {}})],
+        &["gone"],
+    );
+    let mut served = h.served.0.borrow().clone();
+    served.sort();
+    assert_eq!(served, ["+broken", "+denied", "+routed"]);
+    assert_eq!(h.engine.state(), State::Live);
+
+    // Nor by who comes later; once nobody has asked for a while, the wait starts anew.
+    h.push(type_url::LISTENER, "2", &[secured("later", "gone")], &[]);
+    assert!(h.served.0.borrow().contains(&"+later".to_owned()));
+    h.push(type_url::LISTENER, "3", &[], &["later", "denied"]);
+    h.push(type_url::LISTENER, "4", &[secured("anew", "gone")], &[]);
+    assert!(!h.served.0.borrow().contains(&"+anew".to_owned()));
+}
+
+#[test]
+fn a_secret_stays_until_nothing_names_it() {
+    let mut h = initialized();
+    let (source, name) = (SdsSource::Ads, "s".into());
+    h.push(type_url::LISTENER, "1", &[secured("l", "s")], &[]);
+    h.push(type_url::SECRET, "1", &[certificate("s")], &[]);
+    h.push(type_url::SECRET, "2", &[], &["s"]);
+    assert!(
+        h.store.secrets.has(&source, &name),
+        "taken away by the server"
+    );
+    assert!(h.engine.registry.secrets.active.get("s").is_some());
+    h.push(type_url::LISTENER, "2", &[], &["l"]);
+    assert!(!h.store.secrets.has(&source, &name));
+    assert!(h.engine.registry.secrets.active.get("s").is_none());
+}
+
+#[test]
+fn a_deadline_that_has_passed_wakes_nobody_again() {
+    let mut h = initialized();
+    let mut both = secured("l", "s");
+    both["filter_chains"][0]["filters"] =
+        listener("l", 443, Some(("80", None)))["filter_chains"][0]["filters"].take();
+    h.push(type_url::LISTENER, "1", &[both], &[]);
+    let deadline = h.engine.next_deadline().expect("of the route");
+    h.engine.on_time(deadline);
+    assert!(h.served.0.borrow().is_empty(), "the secret is waited for");
+    assert_eq!(h.engine.next_deadline(), None);
 }
