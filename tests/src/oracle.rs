@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -91,6 +92,24 @@ pub const FLAGS: &[&str] = &[
     "--component-log-level",
     "misc:error",
 ];
+
+/// Ports that were free a moment ago, below those that the kernel gives to clients, so that no
+/// connection of this test takes one. Both proxies must share one call: Envoy's listeners allow
+/// reuse, so that a port given twice would be answered by either.
+pub fn free_ports(count: usize) -> io::Result<Vec<u16>> {
+    let start: u16 = rand::random_range(10_000..28_000);
+    let mut sockets = Vec::new();
+    for port in start..32_000 {
+        if sockets.len() == count {
+            break;
+        }
+        sockets.extend(TcpListener::bind(("127.0.0.1", port)));
+    }
+    if sockets.len() < count {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    sockets.iter().map(|s| Ok(s.local_addr()?.port())).collect()
+}
 
 /// A running proxy. Dropping it kills the process.
 #[derive(Debug)]

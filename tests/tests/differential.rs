@@ -14,11 +14,11 @@ mod run;
 use std::collections::BTreeSet;
 
 use outrigger_tests::apps::{App, Kind};
-use outrigger_tests::oracle;
+use outrigger_tests::oracle::{self, free_ports};
 
 use bootstrap::Upstreams;
 use cases::Case;
-use run::{Outcome, Side, free_ports};
+use run::{Outcome, Side};
 
 fn chosen() -> Vec<Case> {
     let only: Option<BTreeSet<u32>> = std::env::var("DIFF_ONLY").ok().map(|list| {

@@ -9,6 +9,8 @@ mod bench;
 mod dns;
 #[path = "mesh/faults.rs"]
 mod faults;
+#[path = "mesh/gateway.rs"]
+mod gateway;
 #[path = "mesh/injected.rs"]
 mod injected;
 #[path = "mesh/interception.rs"]

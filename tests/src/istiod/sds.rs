@@ -22,7 +22,7 @@ use tower_service::Service;
 
 use super::ads::Ads;
 use super::snapshot::{Resource, SECRET, Snapshot};
-use crate::ca::{Authority, CaError, KeyKind};
+use crate::ca::{Authority, CaError, Identity, KeyKind};
 
 /// Serves `default` and `ROOTCA` to whoever connects.
 #[derive(Debug, Clone)]
@@ -30,17 +30,15 @@ pub struct Sds {
     inner: Ads,
 }
 
-fn inline(text: String) -> Option<DataSource> {
+fn inline(pem: String) -> Option<DataSource> {
     Some(DataSource {
-        specifier: Some(Specifier::InlineString(text)),
+        specifier: Some(Specifier::InlineBytes(pem.into_bytes())),
         ..Default::default()
     })
 }
 
-/// The two secrets of one workload, named as istiod's configuration names them.
-pub fn secrets(authority: &Authority, spiffe: &str) -> Result<Snapshot, CaError> {
-    let identity = authority.workload(spiffe, KeyKind::Rsa2048, Duration::from_secs(24 * 3600))?;
-    let mut snapshot = Snapshot::default();
+/// A certificate and the CA by which its peers are checked, under the names a configuration gives them.
+fn pair(authority: &Authority, identity: Identity, names: [&str; 2]) -> [Resource; 2] {
     let certificate = TlsCertificate {
         certificate_chain: inline(identity.chain_pem),
         private_key: inline(identity.key_pem),
@@ -50,17 +48,39 @@ pub fn secrets(authority: &Authority, spiffe: &str) -> Result<Snapshot, CaError>
         trusted_ca: inline(authority.root_pem()),
         ..Default::default()
     };
-    for (name, kind) in [
-        ("default", secret::Type::TlsCertificate(certificate)),
-        ("ROOTCA", secret::Type::ValidationContext(trust)),
-    ] {
+    let secret = |name: &str, kind| {
         let message = Secret {
             name: name.to_owned(),
             r#type: Some(kind),
         };
-        snapshot.insert(Resource::new(name, SECRET, &message));
+        Resource::new(name, SECRET, &message)
+    };
+    [
+        secret(names[0], secret::Type::TlsCertificate(certificate)),
+        secret(names[1], secret::Type::ValidationContext(trust)),
+    ]
+}
+
+/// The two secrets of one workload, named as istiod's configuration names them.
+pub fn secrets(authority: &Authority, spiffe: &str) -> Result<Snapshot, CaError> {
+    let identity = authority.workload(spiffe, KeyKind::Rsa2048, Duration::from_secs(24 * 3600))?;
+    let mut snapshot = Snapshot::default();
+    for resource in pair(authority, identity, ["default", "ROOTCA"]) {
+        snapshot.insert(resource);
     }
     Ok(snapshot)
+}
+
+/// What a gateway's `credentialName` stands for: `kubernetes://NAME` and `kubernetes://NAME-cacert`, which
+/// istiod sends over ADS. The certificate is for `hosts` and new with each call.
+pub fn credential(
+    authority: &Authority,
+    name: &str,
+    hosts: &[&str],
+) -> Result<[Resource; 2], CaError> {
+    let name = format!("kubernetes://{name}");
+    let names = [&name, &*format!("{name}-cacert")];
+    Ok(pair(authority, authority.server(hosts)?, names))
 }
 
 impl Sds {

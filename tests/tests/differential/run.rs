@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,24 +18,6 @@ use super::cases::{Case, Send};
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(8);
-
-/// Ports that were free a moment ago, below those that the kernel gives to clients, so that no
-/// connection of this test takes one. Both proxies must share one call: Envoy's listeners allow
-/// reuse, so that a port given twice would be answered by either.
-pub(super) fn free_ports(count: usize) -> io::Result<Vec<u16>> {
-    let start: u16 = rand::random_range(10_000..28_000);
-    let mut sockets = Vec::new();
-    for port in start..32_000 {
-        if sockets.len() == count {
-            break;
-        }
-        sockets.extend(TcpListener::bind(("127.0.0.1", port)));
-    }
-    if sockets.len() < count {
-        return Err(io::ErrorKind::AddrInUse.into());
-    }
-    sockets.iter().map(|s| Ok(s.local_addr()?.port())).collect()
-}
 
 /// What a case gave, masked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

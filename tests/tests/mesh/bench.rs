@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use outrigger_tests::fixtures::{self, Product};
 use outrigger_tests::istiod::snapshot::LISTENER;
-use outrigger_tests::istiod::{AdsEvent, EventKind, Snapshot};
+use outrigger_tests::istiod::{AdsEvent, EventKind, Snapshot, sds};
 use outrigger_tests::pod::interception::Interception;
 use outrigger_tests::pod::{Lab, Pod, PodSpec, Sidecar};
 use outrigger_tests::probe::Reply;
@@ -25,6 +25,13 @@ pub(crate) const V1: &str = "10.244.1.11";
 pub(crate) const V2: &str = "10.244.2.11";
 /// The server with a port per protocol.
 pub(crate) const ECHO: &str = "10.244.1.12";
+/// The ingress gateway.
+pub(crate) const INGRESS: &str = "10.244.1.30";
+/// The Kubernetes secrets that the ingress gateway's servers name, each with the host it is for.
+pub(crate) const CREDENTIALS: [(&str, &str); 2] = [
+    ("web-cert", "web.example.com"),
+    ("mtls-cert", "mtls.example.com"),
+];
 /// The service of both versions, as the client's application calls it.
 pub(crate) const HELLO: &str = "http://helloworld.sample:5000";
 
@@ -112,6 +119,14 @@ impl Bench {
     /// Gives a node its resources and pushes.
     pub(crate) fn configure(&self, ip: &str, snapshot: Snapshot) {
         self.lab.istiod.ads.set_node(ip, snapshot);
+    }
+
+    /// Has the control plane know a Kubernetes secret; the recordings hold none.
+    pub(crate) fn add_credential(&self, snapshot: &mut Snapshot, name: &str, host: &str) {
+        let secrets = sds::credential(self.lab.istiod.authority(), name, &[host]);
+        for resource in secrets.expect("a certificate") {
+            snapshot.insert(resource);
+        }
     }
 
     /// The pod of a recorded node.

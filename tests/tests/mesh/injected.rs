@@ -3,15 +3,13 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use outrigger_tests::istiod::snapshot::LISTENER;
 use outrigger_tests::pod::{Pod, PodSpec};
 use outrigger_tests::probe::Reply;
 
-use crate::bench::{Bench, ECHO, SLEEP, SOON, listening, recorded, until};
+use crate::bench::{Bench, CREDENTIALS, ECHO, INGRESS, SLEEP, SOON, listening, recorded, until};
 
 const AGENT: &str = "/usr/local/bin/pilot-agent";
 const TPROXY: &str = "10.244.1.13";
-const INGRESS: &str = "10.244.1.30";
 const EASTWEST: &str = "10.244.1.31";
 
 /// The pod of one of the five kinds, with its recorded configuration.
@@ -32,13 +30,10 @@ fn spec(bench: &Bench, ip: &str) -> PodSpec {
         _ => ("eastwest", "07-multinetwork", "eastwest", Vec::new()),
     };
     let mut snapshot = recorded(scenario, node);
-    // Their certificates are Kubernetes secrets, which are not recorded: the proxy would wait for
-    // them until its timeout.
-    for listener in ["0.0.0.0_443", "0.0.0.0_8443"]
-        .iter()
-        .filter(|_| ip == INGRESS)
-    {
-        snapshot.remove(LISTENER, listener);
+    if ip == INGRESS {
+        for (name, host) in CREDENTIALS {
+            bench.add_credential(&mut snapshot, name, host);
+        }
     }
     bench.configure(ip, snapshot);
     PodSpec {

@@ -14,7 +14,7 @@ use crate::bench::{
 const GATEWAY: &str = "10.244.0.31";
 
 /// Whether every response to a node was accepted, and responses of all these types came.
-fn settled(events: &[AdsEvent], ip: &str, types: &BTreeSet<String>) -> bool {
+pub(crate) fn settled(events: &[AdsEvent], ip: &str, types: &BTreeSet<String>) -> bool {
     let own = |e: &&AdsEvent| e.node.split('~').nth(1) == Some(ip);
     let mut accepted = BTreeSet::new();
     let mut open = BTreeSet::new();
