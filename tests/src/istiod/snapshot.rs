@@ -23,6 +23,9 @@ pub const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExten
 /// `type_url` of the name table of the agent's DNS server.
 pub const NAMES: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
 
+/// `type_url` of the mesh-wide proxy configuration, which an agent asks for with `PROXY_CONFIG_XDS_AGENT`.
+pub const PROXY_CONFIG: &str = "type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig";
+
 /// The order in which istiod pushes the types.
 pub const PUSH_ORDER: &[&str] = &[CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, EXTENSION, NAMES];
 

@@ -2,14 +2,17 @@
 
 use std::net::Ipv4Addr;
 
+use outrigger_tests::ca::{Authority, Identity, KeyKind};
 use outrigger_tests::capture::{Capture, streams};
-use outrigger_tests::istiod::Snapshot;
-use outrigger_tests::probe::{self, TlsOffer};
+use outrigger_tests::istiod::snapshot::PROXY_CONFIG;
+use outrigger_tests::istiod::{EventKind, Resource, Snapshot};
+use outrigger_tests::pod::Pod;
+use outrigger_tests::probe::{self, Reply, TlsOffer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::bench::{
-    Bench, HELLO, SLEEP, V1, V2, at, curl, edit_managers, fields, hello, logged, marked, recorded,
-    until,
+    Bench, HELLO, SLEEP, SOON, V1, V2, at, curl, edit_managers, fields, hello, listening, logged,
+    marked, recorded, until,
 };
 
 #[tokio::test]
@@ -114,6 +117,75 @@ fn strict() -> Snapshot {
     snapshot
 }
 
+/// An identity of the mesh, signed by another CA.
+fn foreign(authority: &Authority) -> Identity {
+    let name = "spiffe://cluster.local/ns/sample/sa/sleep";
+    let day = std::time::Duration::from_secs(86_400);
+    let identity = authority.workload(name, KeyKind::P256, day);
+    identity.expect("a certificate")
+}
+
+/// The field of `istio.mesh.v1alpha1.ProxyConfig` that agents take from it.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ProxyConfig {
+    #[prost(string, repeated, tag = "34")]
+    ca_certificates_pem: Vec<String>,
+}
+
+#[tokio::test]
+async fn roots_of_the_mesh_configuration_are_trusted_where_the_agent_asks_for_them() {
+    let Some(bench) = Bench::new() else { return };
+    let other = Authority::new().expect("another CA");
+    let config = ProxyConfig {
+        ca_certificates_pem: vec![other.root_pem()],
+    };
+    for ip in [V1, V2] {
+        let mut snapshot = recorded("02-helloworld", "helloworld");
+        snapshot.insert(Resource::new("", PROXY_CONFIG, &config));
+        bench.configure(ip, snapshot);
+    }
+    let mut asking = bench.spec(V1);
+    asking
+        .env
+        .push(("PROXY_CONFIG_XDS_AGENT".into(), "true".into()));
+    let mut asking = bench.lab.start(asking).expect("a pod");
+    asking.ready(SOON).await.expect("ready");
+    listening(&asking).await;
+    let [silent] = bench.ready([V2]).await;
+    let outsider = bench.outsider().await;
+    let fetch = async |pod: &Pod| {
+        let offer = TlsOffer {
+            sni: Some("outbound_.5000_._.helloworld.sample.svc.cluster.local".to_owned()),
+            alpn: ["istio-http/1.1", "istio", "http/1.1"]
+                .map(Into::into)
+                .into(),
+            identity: Some(foreign(&other)),
+        };
+        let stream = outsider.connect(&format!("{}:5000", pod.spec.ip));
+        let stream = stream.expect("connected");
+        let stream = probe::tls_on(stream, bench.lab.istiod.authority(), &offer).await;
+        let stream = stream.map_err(|e| e.to_string())?;
+        let reply = probe::fetch_on(stream, "GET", "/hello", "helloworld.sample").await;
+        reply.map_err(|e| e.to_string())
+    };
+    // The roots may come after the first certificate, with which the pod got ready.
+    let served = |r: &Result<Reply, String>| r.as_ref().is_ok_and(|r| r.status == 200);
+    let served = until(
+        "the other root is trusted",
+        async || fetch(&asking).await,
+        served,
+    )
+    .await;
+    assert!(served.expect("an answer").text().contains("version: v1"));
+    let refused = fetch(&silent).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let asked = bench.lab.istiod.ads.events().into_iter();
+    let asked = asked
+        .filter(|e| e.type_url == PROXY_CONFIG && matches!(e.kind, EventKind::Subscribe { .. }));
+    let nodes: Vec<String> = asked.map(|e| e.node).collect();
+    assert!(nodes.len() == 1 && nodes[0].contains(V1), "{nodes:?}");
+}
+
 #[tokio::test]
 async fn strict_mtls_refuses_strangers_and_serves_the_mesh() {
     let Some(bench) = Bench::new() else { return };
@@ -141,13 +213,7 @@ async fn strict_mtls_refuses_strangers_and_serves_the_mesh() {
         (None, "no certificate"),
         (Some(()), "a foreign certificate"),
     ] {
-        let identity = offer.map(|()| {
-            let foreign = outrigger_tests::ca::Authority::new().expect("another CA");
-            let name = "spiffe://cluster.local/ns/sample/sa/sleep";
-            let day = std::time::Duration::from_secs(86_400);
-            let kind = outrigger_tests::ca::KeyKind::P256;
-            foreign.workload(name, kind, day).expect("a certificate")
-        });
+        let identity = offer.map(|()| foreign(&Authority::new().expect("another CA")));
         let offer = TlsOffer {
             sni: Some("outbound_.5000_._.helloworld.sample.svc.cluster.local".to_owned()),
             alpn: vec!["istio-http/1.1".to_owned(), "istio".to_owned()],
@@ -160,7 +226,7 @@ async fn strict_mtls_refuses_strangers_and_serves_the_mesh() {
             let request = format!("GET {path} HTTP/1.1\r\nhost: helloworld.sample\r\n\r\n");
             let _ = stream.write_all(request.as_bytes()).await;
             let mut seen = Vec::new();
-            let end = tokio::time::timeout(crate::bench::SOON, stream.read_to_end(&mut seen));
+            let end = tokio::time::timeout(SOON, stream.read_to_end(&mut seen));
             let end = end.await.expect("the connection ends");
             assert!(end.is_err() && seen.is_empty(), "{name}: {end:?} {seen:?}");
         }
