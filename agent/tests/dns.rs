@@ -2,9 +2,11 @@
 
 #[path = "support/name_server.rs"]
 mod name_server;
+#[path = "support/ports.rs"]
+mod ports;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, Query};
@@ -13,6 +15,7 @@ use name_server::{NameServer, describe};
 use pilot_agent::dns::{DnsConfig, DnsServer, Scope, Table, UpstreamConfig};
 use pilot_agent::metrics::Metrics;
 use pilot_agent::xds_proxy::{NameInfo, NameTable};
+use ports::free_port;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
@@ -86,7 +89,8 @@ fn table(hosts: &[(&str, &str, &str)]) -> Table {
 
 fn config(servers: &[SocketAddr]) -> DnsConfig {
     DnsConfig {
-        addresses: vec![([127, 0, 0, 1], 0).into()],
+        // The kernel would choose one for UDP that may be taken for TCP.
+        addresses: vec![([127, 0, 0, 1], free_port()).into()],
         upstream: UpstreamConfig {
             servers: servers.to_vec(),
             parallel: false,
@@ -949,7 +953,8 @@ async fn a_connection_that_sends_no_query_is_closed() {
 async fn ports_are_bound_as_asked_and_freed() {
     let upstream = NameServer::start("192.0.2.1").await;
     let mut both = config(&[upstream.address]);
-    both.addresses.push("[::1]:0".parse().expect("address"));
+    both.addresses
+        .push((Ipv6Addr::LOCALHOST, free_port()).into());
     let agent = start(both);
     assert_eq!(agent.addresses().len(), 2);
     agent.publish(table(HOSTS));

@@ -400,7 +400,7 @@ fn https_probes_trust_any_certificate_and_take_http2() {
 }
 
 #[test]
-fn a_tcp_probe_ends_without_a_reset() {
+fn a_tcp_probe_ends_without_a_reset_and_leaves_its_port_free() {
     let app = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = app.local_addr().expect("address").port();
     let agent = started(probing(&json!({
@@ -409,11 +409,13 @@ fn a_tcp_probe_ends_without_a_reset() {
     let seen = std::thread::spawn(move || {
         let (mut stream, peer) = app.accept().expect("a probe");
         let read = stream.read(&mut [0]).map_err(|e| e.kind());
-        (peer.ip().to_string(), read)
+        (peer, read)
     });
     assert_eq!(agent.http("GET", "/app-health/c/readyz").0, 200);
     let (peer, read) = seen.join().expect("thread");
-    assert_eq!((peer.as_str(), read), ("127.0.0.6", Ok(0)));
+    assert_eq!((peer.ip().to_string().as_str(), read), ("127.0.0.6", Ok(0)));
+    // The connection that the probe closed keeps its port from nobody.
+    TcpListener::bind(("0.0.0.0", peer.port())).expect("the port is free");
 }
 
 #[test]

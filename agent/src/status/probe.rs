@@ -141,6 +141,8 @@ impl Probes {
         } else {
             TcpSocket::new_v4()?
         };
+        // While the closed connection is in TIME_WAIT its port stays free for an application to listen on.
+        socket.set_reuseaddr(true)?;
         match socket.bind(SocketAddr::new(self.source, 0)) {
             // The redirect rules bring the IPv6 source along; without rules any source does.
             Err(e) if e.kind() == std::io::ErrorKind::AddrNotAvailable => {}

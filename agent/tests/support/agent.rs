@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "shared by test targets that use different parts")]
 
+#[path = "ports.rs"]
+mod ports;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
+
+pub(crate) use ports::free_port;
 
 /// Longest any step of a test may take.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -54,12 +59,6 @@ pub(crate) fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) ->
         assert!(Instant::now() < end, "not in time: {what}");
         std::thread::park_timeout(Duration::from_millis(10));
     }
-}
-
-/// A port nobody listens on now.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("address").port()
 }
 
 /// An HTTP server that answers by path and remembers the request lines.
