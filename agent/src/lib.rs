@@ -15,6 +15,7 @@ pub mod log;
 pub mod metrics;
 pub mod options;
 pub mod platform;
+mod probing;
 pub mod request;
 pub mod resolver;
 pub mod sds;

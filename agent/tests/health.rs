@@ -74,10 +74,10 @@ async fn http_status_decides_and_the_request_is_as_documented() {
     assert_eq!(peer.ip(), IpAddr::from([127, 0, 0, 6]));
     assert!(head.starts_with("GET /ok?x HTTP/1.1\r\n"), "{head}");
     for line in [
-        "a: b\r\n".to_owned(),
-        format!("host: 127.0.0.1:{port}\r\n"),
-        "user-agent: istio-probe/1.0\r\n".to_owned(),
-        "connection: close\r\n".to_owned(),
+        "A: b\r\n".to_owned(),
+        format!("Host: 127.0.0.1:{port}\r\n"),
+        "User-Agent: istio-probe/1.0\r\n".to_owned(),
+        "Connection: close\r\n".to_owned(),
     ] {
         assert!(head.contains(&line), "{line} in {head}");
     }

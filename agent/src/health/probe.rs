@@ -7,26 +7,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderName, HeaderValue, USER_AGENT};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request};
 use http_body_util::Empty;
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
-use outrigger_xds::grpc::{ClientOptions, Connection};
-use prost::Message;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket as Socket, TcpStream};
 
 use super::HealthConfigError;
+use crate::probing::{grpc_health, http1};
 use crate::resolver::Resolver;
 use crate::status::probe::tls;
 
 const PROBE_AGENT: &str = "istio-probe/1.0";
-const CHECK: &str = "/grpc.health.v1.Health/Check";
-/// `HealthCheckResponse.ServingStatus`.
-const SERVING: i32 = 1;
-/// The answer is an enumeration in a message.
-const MAX_GRPC_ANSWER: usize = 64 * 1024;
 
 /// What to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -232,20 +223,6 @@ impl Grpc {
     }
 }
 
-/// `grpc.health.v1.HealthCheckRequest`.
-#[derive(Clone, PartialEq, Message)]
-struct HealthCheckRequest {
-    #[prost(string, tag = "1")]
-    service: String,
-}
-
-/// `grpc.health.v1.HealthCheckResponse`.
-#[derive(Clone, PartialEq, Message)]
-struct HealthCheckResponse {
-    #[prost(int32, tag = "1")]
-    status: i32,
-}
-
 impl Probe {
     /// Asks once.
     ///
@@ -262,7 +239,10 @@ impl Probe {
                 } => get(target, *https, path, headers).await,
                 Self::Tcp(target) => target.connect().await.map(drop),
                 Self::Exec(command) => exec(command).await,
-                Self::Grpc { target, service } => check(target, service).await,
+                Self::Grpc { target, service } => {
+                    let (stream, agent) = (target.connect().await?, PROBE_AGENT.to_owned());
+                    grpc_health(stream, target.authority(), agent, service).await
+                }
             }
         };
         tokio::time::timeout(timeout, ask)
@@ -281,34 +261,22 @@ async fn get(
     *request.uri_mut() = path.clone().into();
     request.headers_mut().clone_from(headers);
     let stream = target.connect().await?;
-    let answer = if https {
+    let connection = if https {
         let (stream, _) = tls::connect(stream, &target.authority(), false)
             .await
             .map_err(|e| e.to_string())?;
-        send(stream, request).await
+        http1(stream).await
     } else {
-        send(stream, request).await
+        http1(stream).await
     };
+    let mut connection = connection.map_err(|e| e.to_string())?;
+    let answer = connection.send_request(request).await;
     let status = answer.map_err(|e| e.to_string())?.status();
     if status.is_success() || status.is_redirection() {
         Ok(())
     } else {
         Err(format!("HTTP status {}", status.as_u16()))
     }
-}
-
-async fn send<S>(
-    stream: S,
-    request: Request<Empty<Bytes>>,
-) -> Result<Response<Incoming>, hyper::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    // A failure of the connection is seen on the response.
-    tokio::spawn(async move { connection.await.ok() });
-    sender.send_request(request).await
 }
 
 async fn exec(command: &[String]) -> Result<(), String> {
@@ -328,29 +296,5 @@ async fn exec(command: &[String]) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!("{program}: {status}"))
-    }
-}
-
-async fn check(target: &Target, service: &str) -> Result<(), String> {
-    let options = ClientOptions {
-        authority: target.authority(),
-        keepalive: None,
-        max_message: MAX_GRPC_ANSWER,
-        user_agent: PROBE_AGENT.to_owned(),
-        ..ClientOptions::default()
-    };
-    let request = HealthCheckRequest {
-        service: service.to_owned(),
-    };
-    let stream = target.connect().await?;
-    let answer = async {
-        let mut connection = Connection::handshake(stream, options).await?;
-        let body = request.encode_to_vec().into();
-        connection.unary(CHECK, &HeaderMap::new(), body).await
-    };
-    let answer = answer.await.map_err(|e| e.to_string())?;
-    match HealthCheckResponse::decode(answer).map_err(|e| e.to_string())? {
-        HealthCheckResponse { status: SERVING } => Ok(()),
-        HealthCheckResponse { status } => Err(format!("health status {status}, not SERVING")),
     }
 }

@@ -7,14 +7,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
-use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout_at};
@@ -23,6 +22,7 @@ use super::probe_config::{Probe, ProbeConfigError, ProbeMethod, parse};
 use super::redirect::{MAX_REDIRECTS, Target, host_name};
 use super::{Body, full, text};
 use crate::options::StatusOptions;
+use crate::probing::{grpc_health, http1};
 
 /// How much of the application's answer kubelet gets to see.
 const MAX_ANSWER: usize = 10_240;
@@ -41,20 +41,6 @@ pub(super) struct Probes {
     keep_alive: bool,
     /// Connections kept, one per port and scheme.
     idle: Mutex<BTreeMap<(u16, bool), Http1>>,
-}
-
-/// `grpc.health.v1.HealthCheckRequest`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct HealthCheckRequest {
-    #[prost(string, tag = "1")]
-    service: String,
-}
-
-/// `grpc.health.v1.HealthCheckResponse`; 1 is SERVING.
-#[derive(Clone, PartialEq, prost::Message)]
-struct HealthCheckResponse {
-    #[prost(int32, tag = "1")]
-    status: i32,
 }
 
 impl Probes {
@@ -125,7 +111,11 @@ impl Probes {
                 Ok(Answer::OK)
             }
             ProbeMethod::Grpc { port, service } => {
-                self.grpc(*port, service, headers.get(USER_AGENT)).await?;
+                let stream = self.connect(*port).await?;
+                let authority = SocketAddr::new(self.destination, *port).to_string();
+                let agent = headers.get(USER_AGENT).and_then(|a| a.to_str().ok());
+                let agent = agent.unwrap_or_default().to_owned();
+                grpc_health(stream, authority, agent, service).await?;
                 Ok(Answer::OK)
             }
             ProbeMethod::HttpGet { port, path, https } => {
@@ -237,9 +227,9 @@ impl Probes {
                 let answer = http2_get(stream, target, headers).await?;
                 return Ok((answer, None));
             }
-            handshake(stream).await?
+            http1(stream).await?
         } else {
-            handshake(stream).await?
+            http1(stream).await?
         };
         let answer = self.http1(&mut connection, target, headers).await?;
         Ok((answer, Some(connection).filter(|_| self.keep_alive)))
@@ -262,50 +252,6 @@ impl Probes {
         }
         let request = request.body(Full::new(Bytes::new()))?;
         Ok(connection.send_request(request).await?)
-    }
-
-    async fn grpc(
-        &self,
-        port: u16,
-        service: &str,
-        agent: Option<&HeaderValue>,
-    ) -> Result<(), AnyError> {
-        let stream = self.connect(port).await?;
-        let authority = SocketAddr::new(self.destination, port);
-        let message = HealthCheckRequest {
-            service: service.to_owned(),
-        };
-        let mut body = BytesMut::new();
-        body.put_u8(0);
-        body.put_u32(u32::try_from(message.encoded_len())?);
-        message.encode(&mut body)?;
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("http://{authority}/grpc.health.v1.Health/Check"))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers");
-        if let Some(agent) = agent {
-            request = request.header(USER_AGENT, agent);
-        }
-        let request = request.body(Full::new(body.freeze()))?;
-        let answer = http2_send(stream, request).await?;
-        let (parts, body) = answer.into_parts();
-        let collected = http_body_util::Limited::new(body, MAX_ANSWER)
-            .collect()
-            .await?;
-        let trailer = collected
-            .trailers()
-            .and_then(|t| t.get("grpc-status").cloned());
-        let status = trailer.or_else(|| parts.headers.get("grpc-status").cloned());
-        if status.as_ref().is_some_and(|s| s.as_bytes() != b"0") {
-            return Err(format!("grpc-status {status:?}").into());
-        }
-        let bytes = collected.to_bytes();
-        let message = bytes.get(5..).ok_or("no message in the answer")?;
-        match HealthCheckResponse::decode(message)?.status {
-            1 => Ok(()),
-            other => Err(format!("health status {other}, not SERVING").into()),
-        }
     }
 }
 
@@ -351,20 +297,6 @@ fn forwarded(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderV
     headers.iter().filter(|(name, _)| !is_hop_by_hop(name))
 }
 
-async fn handshake<S>(stream: S) -> Result<Http1, AnyError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    // Names are written as Go's and kubelet's clients write them: some applications compare case.
-    let (sender, connection) = hyper::client::conn::http1::Builder::new()
-        .title_case_headers(true)
-        .handshake(TokioIo::new(stream))
-        .await?;
-    // A failure of the connection is seen on the response.
-    tokio::spawn(async move { connection.await.ok() });
-    Ok(sender)
-}
-
 async fn http2_get<S>(
     stream: S,
     target: &Target,
@@ -377,16 +309,7 @@ where
     for (name, value) in forwarded(headers) {
         request = request.header(name, value);
     }
-    http2_send(stream, request.body(Full::new(Bytes::new()))?).await
-}
-
-async fn http2_send<S>(
-    stream: S,
-    request: Request<Full<Bytes>>,
-) -> Result<Response<Incoming>, AnyError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+    let request = request.body(Full::new(Bytes::new()))?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     // A failure of the connection is seen on the response.

@@ -35,7 +35,7 @@ pub struct ClientOptions {
     pub window: u32,
     /// Longest message accepted, bytes.
     pub max_message: usize,
-    /// `user-agent`.
+    /// `user-agent`; empty: none is sent.
     pub user_agent: String,
 }
 
@@ -131,7 +131,10 @@ impl Connection {
             http::header::CONTENT_TYPE,
             HeaderValue::from_static("application/grpc"),
         );
-        if let Ok(agent) = HeaderValue::from_str(&self.options.user_agent) {
+        let agent = &self.options.user_agent;
+        if !agent.is_empty()
+            && let Ok(agent) = HeaderValue::from_str(agent)
+        {
             headers.insert(HeaderName::from_static("user-agent"), agent);
         }
         self.send.ready().await.map_err(GrpcError::Transport)?;
@@ -240,4 +243,37 @@ pub(super) fn split(message: Bytes) -> (Bytes, Option<Bytes>) {
     buf.put_slice(&prefix);
     buf.put(message);
     (buf.freeze(), None)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// Types of the frames that a client sent after its preface, until it closed.
+    async fn frames(mut server: tokio::io::DuplexStream) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let read = server.read_to_end(&mut bytes);
+        let read = tokio::time::timeout(Duration::from_secs(20), read).await;
+        read.expect("in time").expect("a pipe");
+        let mut rest = bytes.get(24..).unwrap_or_default();
+        let mut types = Vec::new();
+        while let [a, b, c, kind, ..] = *rest {
+            types.push(kind);
+            let length = u32::from_be_bytes([0, a, b, c]) as usize;
+            rest = rest.get(9 + length..).unwrap_or_default();
+        }
+        types
+    }
+
+    #[tokio::test]
+    async fn a_dropped_connection_says_goodbye() {
+        const GOAWAY: u8 = 7;
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let connection = Connection::handshake(client, ClientOptions::default()).await;
+        drop(connection.expect("a pipe"));
+        let frames = frames(server).await;
+        assert_eq!(frames.last(), Some(&GOAWAY), "{frames:?}");
+    }
 }
