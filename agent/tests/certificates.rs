@@ -12,7 +12,6 @@ mod peer;
 mod pki;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
 
 use agent::{Running, SLEEPER, Setup, eventually, free_port};
 use authority::issue;
@@ -21,7 +20,7 @@ use outrigger_xds::grpc::ServerOptions;
 use peer::{Identity, Peer};
 use pilot_agent::sds::{SdsConfig, SdsServer};
 use pilot_agent::secret_manager::{SecretManager, SecretManagerConfig, WorkloadSource};
-use pki::Authority;
+use pki::{Authority, assert_no_key_in};
 use serde_json::json;
 
 const SOCKET: &str = "var/run/secrets/workload-spiffe-uds/socket";
@@ -81,21 +80,6 @@ fn memory_holds(pid: u32, needle: &[u8]) -> bool {
     }
     assert!(seen, "no memory could be read");
     false
-}
-
-/// No file below `dir` holds a private key.
-fn assert_no_key_in(dir: &Path) {
-    for entry in std::fs::read_dir(dir).expect("directory") {
-        let entry = entry.expect("entry");
-        let kind = entry.file_type().expect("type");
-        if kind.is_dir() {
-            assert_no_key_in(&entry.path());
-        } else if kind.is_file() {
-            let content = std::fs::read(entry.path()).expect("file");
-            let found = content.windows(11).any(|window| window == b"PRIVATE KEY");
-            assert!(!found, "a private key in {}", entry.path().display());
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,6 @@ mod peer;
 #[path = "support/pki.rs"]
 mod pki;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -27,7 +26,7 @@ use pilot_agent::secret_manager::{
     KeyAlgorithm, KeyConfig, SecretManager, SecretManagerConfig, WorkloadSource, generate,
     spiffe_id,
 };
-use pki::Authority;
+use pki::{Authority, assert_no_key_in};
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 use tonic::Status;
@@ -205,21 +204,6 @@ impl Load {
             }
         }
         self.done.load(Ordering::Relaxed)
-    }
-}
-
-/// No file below `dir` holds a private key.
-fn assert_no_key_in(dir: &Path) {
-    for entry in std::fs::read_dir(dir).expect("directory") {
-        let entry = entry.expect("entry");
-        let kind = entry.file_type().expect("type");
-        if kind.is_dir() {
-            assert_no_key_in(&entry.path());
-        } else if kind.is_file() {
-            let content = std::fs::read(entry.path()).expect("file");
-            let found = content.windows(11).any(|window| window == b"PRIVATE KEY");
-            assert!(!found, "a private key in {}", entry.path().display());
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "shared by test targets that use different parts")]
 
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
@@ -101,5 +102,20 @@ impl Authority {
         let params = CertificateParams::new(vec![dns_name.to_owned()]).expect("parameters");
         let cert = params.signed_by(&key, &self.issuer).expect("signed");
         (cert.pem(), key.serialize_pem())
+    }
+}
+
+/// No file below `dir` may hold a private key.
+pub(crate) fn assert_no_key_in(dir: &Path) {
+    for entry in std::fs::read_dir(dir).expect("directory") {
+        let entry = entry.expect("entry");
+        let kind = entry.file_type().expect("type");
+        if kind.is_dir() {
+            assert_no_key_in(&entry.path());
+        } else if kind.is_file() {
+            let content = std::fs::read(entry.path()).expect("file");
+            let found = content.windows(11).any(|window| window == b"PRIVATE KEY");
+            assert!(!found, "a private key in {}", entry.path().display());
+        }
     }
 }
