@@ -2,9 +2,10 @@
 //! through the agent's socket, and finds its service.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
@@ -26,11 +27,14 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     HttpConnectionManager, HttpFilter, Rds,
 };
 use envoy_types::pb::google::protobuf::Any;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use outrigger_tests::ca;
 use outrigger_tests::fixtures::Product;
 use outrigger_tests::istiod::builder::endpoints;
 use outrigger_tests::istiod::snapshot::{CLUSTER, LISTENER, ROUTE};
 use outrigger_tests::istiod::{EventKind, Istiod, Resource, Snapshot};
+use outrigger_tests::oracle::free_ports;
 use prost::Message;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -153,11 +157,13 @@ fn start_agent(folder: &Path, istiod: &Istiod, port: u16) -> Child {
         std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
         std::fs::write(path, text).expect("written");
     }
-    std::fs::create_dir(folder.join("certs")).expect("folder");
+    for name in ["certs", "etc/istio/proxy"] {
+        std::fs::create_dir_all(folder.join(name)).expect("folder");
+    }
     let config = serde_json::json!({
         "discoveryAddress": format!("localhost:{port}"),
         "configPath": folder.join("etc/istio/proxy"),
-        "statusPort": free_port(),
+        "statusPort": free_ports(1).expect("a port")[0],
     });
     Command::new(Product::PilotAgent.path().expect("agent"))
         .args(["proxy", "sidecar"])
@@ -175,11 +181,6 @@ fn start_agent(folder: &Path, istiod: &Istiod, port: u16) -> Child {
         .kill_on_drop(true)
         .spawn()
         .expect("agent starts")
-}
-
-fn free_port() -> u16 {
-    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
-    socket.local_addr().expect("address").port()
 }
 
 /// The application and its lines.
@@ -224,17 +225,30 @@ impl Application {
     }
 }
 
-async fn written(path: &Path) -> serde_json::Value {
-    let wait = async {
-        loop {
-            // Renamed into place, so that what is there is whole.
-            if let Ok(text) = std::fs::read_to_string(path) {
-                return serde_json::from_str(&text).expect("JSON");
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+/// Blocks until the agent has put the document at `path`, in a folder that is there.
+fn written(path: &Path) -> serde_json::Value {
+    let flags = InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC;
+    let arrivals = Inotify::init(flags).expect("inotify");
+    let folder = path.parent().expect("a folder");
+    let watched = arrivals.add_watch(folder, AddWatchFlags::IN_MOVED_TO);
+    watched.expect("watched");
+    let end = Instant::now() + DEADLINE;
+    loop {
+        // Renamed into place, so that what is there is whole.
+        if let Ok(text) = std::fs::read_to_string(path) {
+            return serde_json::from_str(&text).expect("JSON");
         }
-    };
-    tokio::time::timeout(DEADLINE, wait).await.expect("in time")
+        let left = end.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "no {} in time", path.display());
+        let left = PollTimeout::try_from(left).expect("short");
+        poll(
+            &mut [PollFd::new(arrivals.as_fd(), PollFlags::POLLIN)],
+            left,
+        )
+        .expect("polled");
+        // What arrived does not matter: the file is looked for again.
+        let _ = arrivals.read_events();
+    }
 }
 
 #[tokio::test]
@@ -258,7 +272,9 @@ async fn a_grpc_library_resolves_its_target_through_the_agent() {
     let istiod_address = istiod.serve_tls(socket).expect("served");
     let _agent = start_agent(folder.path(), &istiod, istiod_address.port());
     let bootstrap = folder.path().join("etc/istio/proxy/grpc-bootstrap.json");
-    let document = written(&bootstrap).await;
+    let path = bootstrap.clone();
+    let document = tokio::task::spawn_blocking(move || written(&path)).await;
+    let document = document.expect("written");
     let uri = format!("unix://{}/etc/istio/proxy/XDS", folder.path().display());
     assert_eq!(document["xds_servers"][0]["server_uri"], uri);
     assert_eq!(document["node"]["metadata"]["GENERATOR"], "grpc");
