@@ -4,7 +4,7 @@
 use super::expr::{Expr, decode};
 use super::message::{Batch, NFPROTO_INET, kind};
 use super::plan::{TABLES, chain_order, table_name};
-use super::socket::{NetlinkError, NftSocket};
+use super::socket::{Dump, NetlinkError, NftSocket};
 use super::state::{BaseState, ChainState, POLICY_ACCEPT, TableState, first_difference};
 use super::wire::{Attributes, attribute, attributes, be32, text};
 use super::xtables::Xtables;

@@ -94,6 +94,32 @@ fn failed(call: &'static str) -> impl Fn(Errno) -> NetlinkError {
     }
 }
 
+/// Where the lists of what is in the kernel come from.
+pub trait Dump {
+    /// Bodies of the answers to a list request, without the protocol's own header. `kind` is one of
+    /// [`kind`]'s `GET*`, `family` a `NFPROTO_*`.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the state changed between two parts of the list.
+    fn dump(
+        &mut self,
+        kind: u16,
+        family: u8,
+        attributes: &Attributes,
+    ) -> Result<Vec<Vec<u8>>, NetlinkError>;
+}
+
+impl Dump for NftSocket {
+    fn dump(
+        &mut self,
+        kind: u16,
+        family: u8,
+        attributes: &Attributes,
+    ) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        self.exchange(kind, NLM_F_DUMP, family, attributes)
+    }
+}
+
 impl NftSocket {
     /// Opens a socket in the current network namespace.
     ///
@@ -136,19 +162,6 @@ impl NftSocket {
             recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(failed("receive"))?;
         buffer.truncate(length);
         Ok(buffer)
-    }
-
-    /// Runs a dump and returns the attribute area of every answer.
-    ///
-    /// # Errors
-    /// The kernel refuses, or the state changed during the dump.
-    pub fn dump(
-        &mut self,
-        kind: u16,
-        family: u8,
-        attributes: &Attributes,
-    ) -> Result<Vec<Vec<u8>>, NetlinkError> {
-        self.exchange(kind, NLM_F_DUMP, family, attributes)
     }
 
     /// Number of the current rule set generation; every change increments it.

@@ -5,7 +5,7 @@
 use super::expr::{Expr, Verdict, decode};
 use super::message::{Batch, NFPROTO_IPV4, NFPROTO_IPV6, NLM_F_APPEND, NLM_F_CREATE, kind};
 use super::ours::{is_own_chain, is_own_rule};
-use super::socket::{NetlinkError, NftSocket};
+use super::socket::{Dump, NetlinkError};
 use super::state::POLICY_ACCEPT;
 use super::wire::{Attributes, attribute, be32, be64, text};
 use crate::rules::Family;
@@ -87,7 +87,7 @@ impl Xtables {
     ///
     /// # Errors
     /// The kernel refuses, or the state changed between two of the reads.
-    pub fn read(socket: &mut NftSocket, also: Option<&Self>) -> Result<Self, NetlinkError> {
+    pub fn read(socket: &mut impl Dump, also: Option<&Self>) -> Result<Self, NetlinkError> {
         let mut tables = Vec::new();
         for family in [Family::V4, Family::V6] {
             let mut found = read_chains(socket, family)?;
@@ -284,7 +284,7 @@ fn expressions(raw: &[u8]) -> Vec<Expr> {
     decode(raw, &mut |_, _| Vec::new())
 }
 
-fn read_chains(socket: &mut NftSocket, family: Family) -> Result<Vec<Table>, NetlinkError> {
+fn read_chains(socket: &mut impl Dump, family: Family) -> Result<Vec<Table>, NetlinkError> {
     let number = family_number(family);
     let none = Attributes::default();
     let mut tables = Vec::new();
@@ -325,7 +325,7 @@ fn read_chains(socket: &mut NftSocket, family: Family) -> Result<Vec<Table>, Net
 }
 
 fn read_rules(
-    socket: &mut NftSocket,
+    socket: &mut impl Dump,
     table: &mut Table,
     beside_own: bool,
 ) -> Result<(), NetlinkError> {
