@@ -70,6 +70,7 @@ fuzz_target!(|data: (u8, &str)| {
     let config = &*CONFIG;
     let pod = Pod {
         addresses: ADDRESSES.map(|ip| ("eth0".to_owned(), ip)).to_vec(),
+        ..Pod::default()
     };
     let names = OwnerNames::default();
     let facts = PodFacts {

@@ -19,15 +19,19 @@ use ruleset::Ruleset;
 pub struct Pod {
     /// Interfaces and their addresses, in the kernel's order.
     pub addresses: Vec<(String, IpAddr)>,
+    /// `net.ipv6.conf.lo.disable_ipv6=1`: no `::1`, no `::6`, no IPv6 route of TPROXY, and the kernel
+    /// drops whatever IPv6 arrives on lo.
+    pub loopback_ipv6_disabled: bool,
 }
 
 impl Pod {
     /// Whether the kernel delivers packets for `ip` to this pod.
     #[must_use]
     pub fn is_local(&self, ip: IpAddr) -> bool {
-        // ::6 is put on lo whenever IPv6 rules are written.
+        // ::6 is put on lo whenever IPv6 rules are written and lo takes it.
         let passthrough = IpAddr::from([0, 0, 0, 0, 0, 0, 0, 6]);
-        ip.is_loopback() || ip == passthrough || self.addresses.iter().any(|(_, own)| *own == ip)
+        let on_lo = ip.is_loopback() || (ip == passthrough && !self.loopback_ipv6_disabled);
+        on_lo || self.addresses.iter().any(|(_, own)| *own == ip)
     }
 
     /// The pod's first usable address of a family.

@@ -16,6 +16,7 @@ use crate::iptables::detect;
 use crate::log::Log;
 use crate::namespace::{self, NamespaceError};
 use crate::report;
+use crate::routes::loopback_ipv6_disabled;
 use crate::rules::{Family, Flavor, dns_effective};
 use crate::validate::{self, Probe, ValidationError};
 
@@ -113,6 +114,7 @@ fn explain(question: &str, settings: Settings) -> Result<(), RunError> {
     let config = Config::build(settings, &Machine)?;
     let pod = Pod {
         addresses: interface_addresses().map_err(ConfigError::Interfaces)?,
+        loopback_ipv6_disabled: loopback_ipv6_disabled(),
     };
     let facts = PodFacts {
         config: &config.rules,

@@ -303,6 +303,7 @@ fn explained(mode: &Mode, flavor: Flavor, question: &str) -> Explanation {
     let config = Config::build(Settings::resolve(cli, &Env), &LabPod).expect("configuration");
     let pod = Pod {
         addresses: pod_addresses(),
+        ..Pod::default()
     };
     let facts = PodFacts {
         config: &config.rules,

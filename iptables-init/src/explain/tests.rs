@@ -64,6 +64,7 @@ fn try_ask(more: &[&str], flavor: Flavor, question: &str) -> Result<Explanation,
     let config = Config::build(Settings::resolve(cli, &NoEnv), &Both).expect("configuration");
     let pod = Pod {
         addresses: addresses(),
+        ..Pod::default()
     };
     let names = OwnerNames::from_text("istio-proxy:x:1337:1337::/:\n".into(), String::new());
     let facts = PodFacts {
@@ -286,6 +287,7 @@ fn the_table_has_a_row_for_everything_the_flags_name() {
     let config = Config::build(Settings::resolve(cli, &NoEnv), &Both).expect("configuration");
     let pod = Pod {
         addresses: addresses(),
+        ..Pod::default()
     };
     let facts = PodFacts {
         config: &config.rules,

@@ -234,6 +234,11 @@ impl Walk<'_> {
         if self.mark != mark && after != "lo" && self.policy_route() {
             "lo".clone_into(&mut after);
         }
+        if after == "lo" && self.lacks_loopback() {
+            self.note("IPv6 is disabled on lo: what goes there is dropped");
+            self.finish_pass();
+            return Delivery::Dropped;
+        }
         self.finish_pass();
         self.dev = after;
         if self.dev == "lo" {
@@ -255,21 +260,31 @@ impl Walk<'_> {
                 "ip rule fwmark {mark} lookup {table}: delivered to this host"
             ));
         }
-        let routed_here = self.route_table.is_some();
+        let here = local || self.route_table.is_some();
+        if self.transparent.is_some() && !here {
+            self.note("IPv6 is disabled on lo, so TPROXY has no route: what is not for this host is dropped");
+        }
         self.finish_pass();
         match self.transparent {
+            // The kernel forwards nothing that has a socket already.
+            Some(_) if !here => Delivery::Dropped,
             Some(port) => Delivery::Transparent {
                 port,
                 local: self.to,
             },
             None if self.redirected => Delivery::Redirected(self.to),
-            None if local || routed_here => Delivery::Local,
+            None if here => Delivery::Local,
             None => Delivery::Forwarded,
         }
     }
 
     fn pod(&self) -> &Pod {
         self.facts.pod
+    }
+
+    /// Whether there is no loopback for the packet's family.
+    fn lacks_loopback(&self) -> bool {
+        self.packet.family() == Family::V6 && self.pod().loopback_ipv6_disabled
     }
 
     fn note(&mut self, text: &str) {
@@ -287,7 +302,8 @@ impl Walk<'_> {
     /// Table that the policy rule names for the packet's mark, if that rule exists.
     fn policy_table(&self) -> Option<u32> {
         let config = self.facts.config;
-        let family = self.packet.family() == Family::V4 || config.ipv6;
+        let v4 = self.packet.family() == Family::V4;
+        let family = v4 || (config.ipv6 && !self.lacks_loopback());
         let exists = config.tproxy && !config.inbound_ports.is_none() && family;
         (exists && self.mark == config.mark).then_some(self.facts.route_table)
     }

@@ -3,11 +3,14 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
+use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::lab::{INJECTED, Lab, POD, inside, missing};
 
+/// Longest wait for what is expected to come.
+const PATIENCE: Duration = Duration::from_secs(20);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_istio-iptables");
 
 #[test]
@@ -179,4 +182,59 @@ fn a_loopback_without_ipv6_is_a_warning_and_the_rules_are_written() {
         lab.apply(&["--cleanup-only"]);
         crate::lab::assert_same(&lab.everything(), &fresh, "cleaned");
     }
+}
+
+/// What `--explain` says of IPv6 over such a loopback, and what the kernel does.
+#[test]
+fn an_explanation_knows_of_a_loopback_without_ipv6() {
+    if missing(&["ip", "nft"]) {
+        return;
+    }
+    const FLAGS: [&str; 4] = ["--native-nftables", "-m", "TPROXY", "--dual-stack"];
+    let lab = Lab::new();
+    let result = |question: &str| {
+        let text = lab.apply(&[&FLAGS[..], &["--explain", question]].concat());
+        let result = text.lines().find_map(|l| l.strip_prefix("result   "));
+        result.expect("a result").to_owned()
+    };
+    let (inbound, outbound) = ("in tcp to [fd81::2]:8080", "out tcp to [fd81::1]:9");
+    assert!(result(inbound).contains("routed by table 133"));
+    assert!(result(outbound).starts_with("redirected to [::1]:15001"));
+    lab.script("echo 1 >/proc/sys/net/ipv6/conf/lo/disable_ipv6");
+    lab.apply(&FLAGS);
+    let told = result(inbound);
+    assert!(
+        told.starts_with("TPROXY to the listener on 15006"),
+        "{told}"
+    );
+    assert!(!told.contains("table"), "{told}");
+    assert_eq!(result(outbound), "dropped");
+    assert_eq!(result("out tcp to [fd81::2]:8080"), "dropped");
+    assert!(result("in tcp to 10.81.0.2:8080").contains("routed by table 133"));
+
+    let listener = inside(&lab.pod, (0, 0), || {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None).expect("socket");
+        socket.set_ip_transparent_v6(true).expect("transparent");
+        let any = SocketAddr::from(([0_u16; 8], 15006));
+        socket.bind(&any.into()).expect("bind");
+        socket.listen(8).expect("listen");
+        TcpListener::from(socket)
+    });
+    let outside = inside(&lab.outside, (0, 0), || {
+        TcpListener::bind(("fd81::1", 9)).expect("bind")
+    });
+    let to = "[fd81::2]:8080".parse::<SocketAddr>().expect("an address");
+    let _client = inside(&lab.outside, (0, 0), move || {
+        std::net::TcpStream::connect_timeout(&to, PATIENCE).expect("the listener answers")
+    });
+    let (stream, _) = listener.accept().expect("the listener");
+    assert_eq!(stream.local_addr().expect("connected"), to);
+    // Nothing out: had it left, the listener outside would have answered at once.
+    let to = "[fd81::1]:9".parse().expect("an address");
+    let refused = inside(&lab.pod, (0, 0), move || {
+        std::net::TcpStream::connect_timeout(&to, Duration::from_millis(500))
+    });
+    assert!(refused.is_err(), "{refused:?}");
+    outside.set_nonblocking(true).expect("nonblocking");
+    assert!(outside.accept().is_err(), "nothing arrived");
 }
