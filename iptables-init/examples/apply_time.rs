@@ -9,27 +9,8 @@ use std::fs::File;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use iptables_init::cli::INJECTED_ARGS;
 use nix::sched::{CloneFlags, setns};
-
-const DEFAULT: &[&str] = &[
-    "-p",
-    "15001",
-    "-z",
-    "15006",
-    "-u",
-    "1337",
-    "-m",
-    "REDIRECT",
-    "-i",
-    "*",
-    "-x",
-    "",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021,15020",
-    "--log_output_level=default:info",
-];
 
 /// Name, flags of the first run, flags of the measured run if that is another one.
 type Case = (
@@ -99,7 +80,11 @@ const CASES: &[Case] = &[
 /// Runs the program in the namespace of this thread; its wall time.
 fn run(program: &str, flags: &[&str]) -> Result<Duration, Box<dyn Error>> {
     let mut command = Command::new(program);
-    command.args(DEFAULT).args(flags).stdout(Stdio::null());
+    command
+        .args(INJECTED_ARGS)
+        .arg("--log_output_level=default:info")
+        .args(flags)
+        .stdout(Stdio::null());
     let begin = Instant::now();
     let status = command.status()?;
     let time = begin.elapsed();

@@ -9,6 +9,13 @@ use clap::Parser;
 
 use parse::{env_bool, env_duration, env_u16, go_bool, go_duration, go_u16};
 
+/// The arguments that Istio's injection template gives the init container of a pod without annotations.
+#[rustfmt::skip]
+pub const INJECTED_ARGS: &[&str] = &[
+    "-p", "15001", "-z", "15006", "-u", "1337", "-m", "REDIRECT", "-i", "*", "-x", "", "-b", "*",
+    "-d", "15090,15021,15020",
+];
+
 /// Flags as given. Every one is optional so that the environment can be told from the default.
 #[derive(Debug, Default, Parser)]
 #[command(

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use clap::Parser as _;
-use iptables_init::cli::{Cli, Environment, Settings};
+use iptables_init::cli::{Cli, Environment, INJECTED_ARGS, Settings};
 use iptables_init::config::{Config, Host};
 use iptables_init::host::OwnerNames;
 use iptables_init::nft::compile::compile_rule;
@@ -39,20 +39,9 @@ impl Host for Stand {
     }
 }
 
-const BASE: &[&str] = &[
-    "-u",
-    "1337",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021,15020",
-    "-i",
-    "*",
-];
-
 fn plan(extra: &[&str], ipv6: bool) -> Vec<NftTable> {
     let dual: &[&str] = if ipv6 { &["--dual-stack"] } else { &[] };
-    let argv = [&["istio-iptables"], BASE, extra, dual].concat();
+    let argv = [&["istio-iptables"], INJECTED_ARGS, extra, dual].concat();
     let cli = Cli::try_parse_from(argv).expect("arguments");
     let config = Config::build(Settings::resolve(cli, &NoEnv), &Stand(ipv6)).expect("config");
     build_plan(&config.rules)

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use clap::Parser as _;
 use ipnet::IpNet;
-use iptables_init::cli::{Cli, Environment, Settings};
+use iptables_init::cli::{Cli, Environment, INJECTED_ARGS, Settings};
 use iptables_init::config::{Config, Host};
 use iptables_init::nft::plan::{NftMatch, NftRule, NftTable, base_chain, build_plan, table_name};
 use iptables_init::rules::{Action, Family, Match, Ports};
@@ -49,16 +49,6 @@ impl Host for Pod {
     }
 }
 
-const BASE: &[&str] = &[
-    "-u",
-    "1337",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021,15020",
-    "-i",
-    "*",
-];
 /// Flags beyond the injected ones, and whether the pod has IPv6.
 const VARIANTS: &[(&[&str], bool)] = &[
     (&[], false),
@@ -82,7 +72,7 @@ const VARIANTS: &[(&[&str], bool)] = &[
 ];
 
 fn plan(extra: &[&str], ipv6: bool) -> Vec<NftTable> {
-    let argv = [&["istio-iptables"], BASE, extra].concat();
+    let argv = [&["istio-iptables"], INJECTED_ARGS, extra].concat();
     let cli = Cli::try_parse_from(argv).expect("arguments");
     let config = Config::build(Settings::resolve(cli, &NoEnv), &Pod(ipv6)).expect("config");
     build_plan(&config.rules)
@@ -428,7 +418,7 @@ fn nft_makes_the_same_state_of_the_json_as_the_netlink_batch_does() {
     for (extra, ipv6) in VARIANTS {
         let (ours, theirs) = (Namespace::new(), Namespace::new());
         let program = env!("CARGO_BIN_EXE_istio-iptables");
-        let words = [&[program], BASE, extra, &["--native-nftables"]].concat();
+        let words = [&[program], INJECTED_ARGS, extra, &["--native-nftables"]].concat();
         let applied = ours.exec(&words, "");
         assert!(
             applied.status.success(),

@@ -8,7 +8,7 @@ mod lab;
 use std::net::{IpAddr, SocketAddr};
 
 use clap::Parser as _;
-use iptables_init::cli::{Cli, Environment, Settings};
+use iptables_init::cli::{Cli, Environment, INJECTED_ARGS, Settings};
 use iptables_init::config::{Config, Host};
 use iptables_init::explain::packet::{self, Direction, Packet, Protocol};
 use iptables_init::explain::ruleset::Ruleset;
@@ -148,19 +148,8 @@ fn spell(text: &str, family: Family) -> String {
     out
 }
 
+/// Besides the injected ones.
 const FLAGS: &[&str] = &[
-    "-p",
-    "15001",
-    "-z",
-    "15006",
-    "-u",
-    "1337",
-    "-i",
-    "*",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021,15020",
     "-o",
     "9000",
     "-x",
@@ -298,7 +287,7 @@ impl Host for LabPod {
 
 /// The backend's answer for a question.
 fn explained(mode: &Mode, flavor: Flavor, question: &str) -> Explanation {
-    let argv = [&["istio-iptables"], FLAGS, mode.flags].concat();
+    let argv = [&["istio-iptables"], INJECTED_ARGS, FLAGS, mode.flags].concat();
     let cli = Cli::try_parse_from(argv).expect("arguments");
     let config = Config::build(Settings::resolve(cli, &Env), &LabPod).expect("configuration");
     let pod = Pod {
@@ -397,7 +386,7 @@ fn check(backend: &[&str], flavor: Flavor) {
     let mut failures = Vec::new();
     let mut probes = 0;
     for mode in &MODES {
-        let applied = lab.run(&[&[program], FLAGS, mode.flags, backend].concat());
+        let applied = lab.run(&[&[program], INJECTED_ARGS, FLAGS, mode.flags, backend].concat());
         let log = String::from_utf8_lossy(&applied.stdout).into_owned();
         assert!(applied.status.success(), "{}: {log}", mode.name);
         let extra = mode.tproxy.then_some(&BORROWED);
@@ -465,7 +454,7 @@ fn the_program_explains_without_writing_and_refuses_nonsense() {
     let lab = Lab::new();
     let before = lab.ruleset();
     let program = env!("CARGO_BIN_EXE_istio-iptables");
-    let ask = |more: &[&str]| lab.run(&[&[program], FLAGS, more].concat());
+    let ask = |more: &[&str]| lab.run(&[&[program], INJECTED_ARGS, FLAGS, more].concat());
     let question = "out tcp 203.0.113.9:80 uid=1000";
     for (backend, rule) in [
         (
@@ -495,6 +484,7 @@ fn the_program_explains_without_writing_and_refuses_nonsense() {
     let bare = lab.run(
         &[
             &["env", "PATH=/nowhere", program],
+            INJECTED_ARGS,
             FLAGS,
             &["--explain", question],
         ]

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::Parser;
-use iptables_init::cli::{Cli, Environment, Settings};
+use iptables_init::cli::{Cli, Environment, INJECTED_ARGS, Settings};
 use iptables_init::config::{Config, Host};
 use iptables_init::host::OwnerNames;
 use iptables_init::nft::apply::{self, Wanted};
@@ -42,26 +42,7 @@ pub fn probe_rules(mode: &str) -> u8 {
 }
 
 fn set_rules(mode: &str) -> Result<(), Box<dyn std::error::Error>> {
-    // The arguments of the injection template.
-    let arguments = [
-        "istio-iptables",
-        "-p",
-        "15001",
-        "-z",
-        "15006",
-        "-u",
-        "1337",
-        "-m",
-        mode,
-        "-i",
-        "*",
-        "-x",
-        "",
-        "-b",
-        "*",
-        "-d",
-        "15090,15021,15020",
-    ];
+    let arguments = [&["istio-iptables"], INJECTED_ARGS, &["-m", mode]].concat();
     let settings = Settings::resolve(Cli::try_parse_from(arguments)?, &Nothing);
     let config = Config::build(settings, &Nothing)?;
     let wanted = compile(&build_plan(&config.rules), &OwnerNames::default())?;

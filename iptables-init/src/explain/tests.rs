@@ -3,7 +3,7 @@ use clap::Parser as _;
 use super::packet::PacketError;
 use super::walk::{Delivery, Explanation};
 use super::*;
-use crate::cli::{Cli, Environment, Settings};
+use crate::cli::{Cli, Environment, INJECTED_ARGS, Settings};
 use crate::config::{Config, Host};
 
 struct NoEnv;
@@ -42,25 +42,14 @@ impl Host for Both {
     }
 }
 
-const INJECTED: &[&str] = &[
-    "istio-iptables",
-    "-u",
-    "1337",
-    "-i",
-    "*",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021,15020",
-    "--dual-stack",
-];
-
 fn ask(more: &[&str], flavor: Flavor, question: &str) -> Explanation {
     try_ask(more, flavor, question).unwrap_or_else(|e| panic!("{question}: {e}"))
 }
 
 fn try_ask(more: &[&str], flavor: Flavor, question: &str) -> Result<Explanation, PacketError> {
-    let cli = Cli::try_parse_from([INJECTED, more].concat()).expect("arguments");
+    let cli =
+        Cli::try_parse_from([&["istio-iptables", "--dual-stack"], INJECTED_ARGS, more].concat())
+            .expect("arguments");
     let config = Config::build(Settings::resolve(cli, &NoEnv), &Both).expect("configuration");
     let pod = Pod {
         addresses: addresses(),
@@ -268,7 +257,8 @@ fn malformed_packets_are_refused_with_a_reason() {
 #[test]
 fn the_table_has_a_row_for_everything_the_flags_name() {
     let cli = [
-        INJECTED,
+        &["istio-iptables", "--dual-stack"],
+        INJECTED_ARGS,
         TPROXY,
         &[
             "--redirect-dns",

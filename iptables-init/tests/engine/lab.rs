@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use clap::Parser as _;
+pub(crate) use iptables_init::cli::INJECTED_ARGS as INJECTED;
 use iptables_init::cli::{Cli, Environment, Settings};
 use iptables_init::config::{Config, Host};
 use iptables_init::engine::{self, EngineError, Step};
@@ -16,24 +17,6 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 pub(crate) const POD: [u8; 4] = [10, 81, 0, 2];
 pub(crate) const OUTSIDE: [u8; 4] = [10, 81, 0, 1];
-pub(crate) const INJECTED: &[&str] = &[
-    "-p",
-    "15001",
-    "-z",
-    "15006",
-    "-u",
-    "1337",
-    "-m",
-    "REDIRECT",
-    "-i",
-    "*",
-    "-x",
-    "",
-    "-b",
-    "*",
-    "-d",
-    "15090,15021,15020",
-];
 
 pub(crate) fn sh(command: &str) -> Output {
     Command::new("sh")
