@@ -78,6 +78,17 @@ impl AccessLogs {
         self.logs.is_empty()
     }
 
+    /// [`Self::log`] for a connection that carried no request.
+    pub fn log_connection(&self, info: &StreamInfo) {
+        let empty = Headers::new();
+        self.log(&LogContext {
+            info,
+            request: &empty,
+            response: &empty,
+            trailers: &empty,
+        });
+    }
+
     /// Writes one line per log whose filter passes. Called once, when the stream or connection ends.
     pub fn log(&self, context: &LogContext<'_>) {
         for log in self.logs.iter() {

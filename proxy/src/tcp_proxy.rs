@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use outrigger_config::listener::TcpProxy as Config;
 
-use crate::access_log::{AccessLogs, LogContext};
+use crate::access_log::AccessLogs;
 use crate::control::store::{Slot, Store};
 use crate::error::Flag;
-use crate::http::headers::Headers;
 use crate::io::copy::{Meter, Relay, Side};
 use crate::io::socket::reset_on_close;
 use crate::io::stream::Stream;
@@ -159,14 +158,7 @@ impl TcpProxy {
         }
         drop(stream);
         info.end = Some(Instant::now());
-        let empty = Headers::new();
-        let context = LogContext {
-            info: &info,
-            request: &empty,
-            response: &empty,
-            trailers: &empty,
-        };
-        self.logs.log(&context);
+        self.logs.log_connection(&info);
     }
 
     /// The cluster of a connection. Names from the network are looked up, never created.

@@ -6,15 +6,14 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use outrigger_config::http::{
     CodecType, HttpConnectionManager as Config, IstioAlpn, RouteSource, UnderscoresAction,
 };
 use outrigger_config::listener::TrafficDirection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::access_log::AccessLogs;
 use crate::control::store::{Slot, Store};
@@ -30,7 +29,7 @@ use crate::http::request;
 use crate::http::route::RouteRuntime;
 use crate::http::stats::HttpStats;
 use crate::http::stream::{self, Incoming};
-use crate::io::stream::Stream;
+use crate::io::stream::{Rewound, Stream};
 use crate::listener::drain::Drain;
 use crate::stream_info::{ConnectionInfo, Protocol, StreamInfo};
 use crate::worker::Worker;
@@ -131,10 +130,7 @@ impl HttpConnectionManager {
                 }
                 Some(true) => {
                     let (stream, prefix) = server.io.into_parts();
-                    let stream = Prefixed {
-                        prefix: prefix.freeze(),
-                        stream,
-                    };
+                    let stream = Rewound::new(prefix.freeze(), stream);
                     self.serve_http2(stream, &connection, &worker, &drain).await;
                 }
             }
@@ -304,7 +300,7 @@ impl HttpConnectionManager {
 
     async fn serve_http2(
         self: &Arc<Self>,
-        io: Prefixed,
+        io: Rewound<Stream>,
         connection: &Rc<ConnectionInfo>,
         worker: &Rc<Worker>,
         drain: &Drain,
@@ -505,58 +501,5 @@ impl Idle {
             sleep.as_mut().reset(due.into());
             sleep.as_mut().await;
         }
-    }
-}
-
-/// A stream whose first bytes were read already.
-#[derive(Debug)]
-struct Prefixed {
-    prefix: Bytes,
-    stream: Stream,
-}
-
-impl AsyncRead for Prefixed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.prefix.has_remaining() {
-            let n = self.prefix.remaining().min(buf.remaining());
-            buf.put_slice(&self.prefix[..n]);
-            self.prefix.advance(n);
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Prefixed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -10,20 +10,22 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::io::copy::Endpoint;
 
-/// A socket whose first bytes were read by a listener filter and are replayed.
+/// A stream whose first bytes were read (by a listener filter, or to tell the HTTP version) and are replayed.
 #[derive(Debug)]
-pub struct Rewound {
+pub struct Rewound<S = TcpStream> {
     prefix: Bytes,
-    socket: TcpStream,
+    socket: S,
+}
+
+impl<S> Rewound<S> {
+    /// `prefix` is read before anything of `socket`.
+    #[must_use]
+    pub const fn new(prefix: Bytes, socket: S) -> Self {
+        Self { prefix, socket }
+    }
 }
 
 impl Rewound {
-    /// `prefix` is read before anything of `socket`.
-    #[must_use]
-    pub const fn new(prefix: Bytes, socket: TcpStream) -> Self {
-        Self { prefix, socket }
-    }
-
     /// Bytes read and not yet replayed.
     #[must_use]
     pub fn prefix(&self) -> &[u8] {
@@ -87,7 +89,7 @@ impl Stream {
     }
 }
 
-impl AsyncRead for Rewound {
+impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -106,7 +108,7 @@ impl AsyncRead for Rewound {
     }
 }
 
-impl AsyncWrite for Rewound {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -124,11 +126,11 @@ impl AsyncWrite for Rewound {
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        self.socket.is_write_vectored()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -15,9 +15,7 @@ use super::acceptor::Accepted;
 
 use super::inspect::{InspectError, Inspection};
 use super::runtime::{ChainRuntime, ListenerRuntime, ListenerStats, Terminal};
-use crate::access_log::LogContext;
 use crate::error::Flag;
-use crate::http::headers::Headers;
 use crate::io::socket;
 use crate::io::stream::{Rewound, Stream};
 use crate::stats::Gauge;
@@ -178,7 +176,7 @@ impl Connection {
         let mut info = stream_info(&info);
         info.flags.set(Flag::NoRouteFound);
         info.details = Cow::Borrowed("filter_chain_not_found");
-        log(&runtime, info);
+        runtime.logs.log_connection(&info);
     }
 
     fn into_info(
@@ -217,7 +215,7 @@ impl Connection {
                     let (runtime, info) = self.into_info(name, None);
                     let mut info = stream_info(&info);
                     info.downstream_transport_failure = failure.map(|f| f.reason);
-                    log(&runtime, info);
+                    runtime.logs.log_connection(&info);
                     return;
                 }
             },
@@ -234,7 +232,7 @@ impl Connection {
         }
         // The listener's own logs run at the end of each of its connections.
         if let Some(info) = start {
-            log(&runtime, stream_info(&info));
+            runtime.logs.log_connection(&stream_info(&info));
         }
     }
 
@@ -285,15 +283,4 @@ fn stream_info(connection: &Rc<ConnectionInfo>) -> StreamInfo {
     );
     info.end = Some(Instant::now());
     info
-}
-
-fn log(runtime: &ListenerRuntime, info: StreamInfo) {
-    let empty = Headers::new();
-    let context = LogContext {
-        info: &info,
-        request: &empty,
-        response: &empty,
-        trailers: &empty,
-    };
-    runtime.logs.log(&context);
 }

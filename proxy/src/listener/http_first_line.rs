@@ -1,6 +1,8 @@
 //! First line of an HTTP/1 request or the HTTP/2 preface, for the HTTP inspector. Pure and made for hostile
 //! input.
 
+use crate::http::h1::parse::is_token_byte;
+
 /// Most bytes looked at for a first line.
 pub const MAX_FIRST_LINE: usize = 64 * 1024;
 
@@ -48,7 +50,7 @@ pub fn parse_first_line(bytes: &[u8]) -> FirstLine {
         FirstLine::NotHttp
     };
     let Some(space) = memchr::memchr(b' ', text) else {
-        let plausible = !whole && text.iter().all(|b| is_token(*b));
+        let plausible = !whole && text.iter().all(|b| is_token_byte(*b));
         return if plausible {
             undecided
         } else {
@@ -56,7 +58,7 @@ pub fn parse_first_line(bytes: &[u8]) -> FirstLine {
         };
     };
     let (method, rest) = (&text[..space], &text[space + 1..]);
-    if method.is_empty() || !method.iter().all(|b| is_token(*b)) {
+    if method.is_empty() || !method.iter().all(|b| is_token_byte(*b)) {
         return FirstLine::NotHttp;
     }
     if rest.iter().any(|b| *b < 0x20 || *b == 0x7f) || rest.first() == Some(&b' ') {
@@ -73,27 +75,6 @@ pub fn parse_first_line(bytes: &[u8]) -> FirstLine {
         b"HTTP/1.0" => FirstLine::Http10,
         _ => FirstLine::NotHttp,
     }
-}
-
-const fn is_token(b: u8) -> bool {
-    b.is_ascii_alphanumeric()
-        || matches!(
-            b,
-            b'!' | b'#'
-                | b'$'
-                | b'%'
-                | b'&'
-                | b'\''
-                | b'*'
-                | b'+'
-                | b'-'
-                | b'.'
-                | b'^'
-                | b'_'
-                | b'`'
-                | b'|'
-                | b'~'
-        )
 }
 
 #[cfg(test)]
