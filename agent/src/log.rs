@@ -1,13 +1,17 @@
-//! The log flags of the command line, applied to the shared logger. Formats and scopes are not
-//! decided here.
+//! The agent's log: the flags of the command line (here), scopes and their levels, lines in Istio's formats.
+
+mod levels;
+mod lines;
 
 use std::collections::BTreeSet;
 
-use outrigger_base::log::{
-    self, AGENT_SCOPES, Details, Format, LevelError, Levels, Target, Verbosity,
-};
+use tracing_subscriber::layer::SubscriberExt as _;
 
+use self::levels::{Levels, SCOPES, Verbosity};
+use self::lines::{Details, Format, Lines, Target};
 use crate::cli::LogArgs;
+
+pub use levels::LevelError;
 
 /// Flags that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +40,18 @@ pub fn init(args: &LogArgs) -> Result<(), LogError> {
         details,
     } = settings(args)?;
     let format = if args.as_json {
-        Format::IstioJson
+        Format::Json
     } else {
-        Format::IstioText
+        Format::Text
     };
-    log::init_with(levels, format, targets, details);
+    let lines = Lines {
+        levels,
+        format,
+        targets,
+        details,
+    };
+    // Only a second call fails, and then the first subscriber stays.
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines));
     Ok(())
 }
 
@@ -51,16 +62,12 @@ struct Settings {
 }
 
 fn settings(args: &LogArgs) -> Result<Settings, LogError> {
-    let levels = Levels::new(Verbosity::Info, AGENT_SCOPES);
+    let mut levels = Levels::new(Verbosity::Info);
     // Istio's default, `default:info,grpc:none`.
-    levels.set("grpc", Verbosity::Off)?;
-    levels.apply_istio(&args.output_level)?;
-    let stacks = Levels::new(Verbosity::Off, AGENT_SCOPES);
-    stacks.apply_istio(&args.stacktrace_level)?;
-    let without = stacks
-        .list()
-        .iter()
-        .all(|(_, level)| *level == Verbosity::Off);
+    levels.set("grpc", Verbosity::Off);
+    levels.apply(&args.output_level)?;
+    let mut stacks = Levels::new(Verbosity::Off);
+    stacks.apply(&args.stacktrace_level)?;
     let targets: Result<Vec<_>, _> = args.targets.iter().map(|t| target(t)).collect();
     let mut targets = targets?;
     if targets.is_empty() {
@@ -71,7 +78,7 @@ fn settings(args: &LogArgs) -> Result<Settings, LogError> {
         targets,
         details: Details {
             callers: callers(&args.caller),
-            stacks: (!without).then_some(stacks),
+            stacks: (!stacks.are_off()).then_some(stacks),
         },
     })
 }
@@ -80,9 +87,7 @@ fn settings(args: &LogArgs) -> Result<Settings, LogError> {
 fn callers(list: &str) -> BTreeSet<String> {
     let named: Vec<&str> = list.split(',').map(str::trim).collect();
     let all = named.contains(&"all");
-    let wanted = AGENT_SCOPES
-        .iter()
-        .filter(|scope| all || named.contains(scope));
+    let wanted = SCOPES.iter().filter(|scope| all || named.contains(scope));
     wanted.map(ToString::to_string).collect()
 }
 
@@ -142,7 +147,7 @@ mod tests {
         let stacks = settings.details.stacks.expect("stacks");
         assert_eq!(stacks.of("dns"), Verbosity::Error);
         assert_eq!(stacks.of("ca"), Verbosity::Off);
-        assert_eq!(callers("all").len(), AGENT_SCOPES.len());
+        assert_eq!(callers("all").len(), SCOPES.len());
     }
 
     #[test]

@@ -152,7 +152,7 @@ impl Page {
 
     /// A histogram: counts per bucket (not cumulative) with their upper bounds, the count above
     /// the last bound, and the sum. Nothing is written while it is empty.
-    pub fn histogram(
+    pub(super) fn histogram(
         &mut self,
         name: &str,
         help: &str,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use outrigger_base::time::rfc3339;
 use outrigger_xds::grpc::server::{serve_unix, unimplemented};
 use outrigger_xds::grpc::{Responder, ServerCall, ServerOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -115,7 +116,7 @@ impl Shared {
     /// `<RFC 3339>/<counter>`.
     fn next_version(&self) -> String {
         let number = self.versions.fetch_add(1, Ordering::Relaxed) + 1;
-        format!("{}/{number}", encode::rfc3339(SystemTime::now()))
+        format!("{}/{number}", rfc3339(SystemTime::now()))
     }
 }
 

@@ -1,9 +1,4 @@
-//! What both binaries share: SPIFFE identity, the drain signal,
-//! logging in Istio's and in Envoy's format, exit codes, time texts, memory of the start.
+//! What products on every level share: the calendar, and memory that only the start needed.
 
-pub mod drain;
-pub mod exit;
-pub mod identity;
-pub mod log;
 pub mod memory;
 pub mod time;

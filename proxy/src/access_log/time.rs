@@ -5,6 +5,8 @@ use std::cell::RefCell;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use outrigger_base::time::Civil;
+
 const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
@@ -33,42 +35,6 @@ const LONG_DAYS: [&str; 7] = [
     "Wednesday",
 ];
 
-/// A date of the proleptic Gregorian calendar.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Civil {
-    year: i64,
-    month: u32,
-    day: u32,
-    hour: u64,
-    minute: u64,
-    second: u64,
-    /// Days since 1970-01-01, a Thursday.
-    days: u64,
-}
-
-fn civil(seconds: u64) -> Civil {
-    let days = seconds / 86_400;
-    let rest = seconds % 86_400;
-    // Days since 0000-03-01, in eras of 400 years.
-    let z = days + 719_468;
-    let (era, doe) = (z / 146_097, z % 146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + u64::from(month <= 2);
-    Civil {
-        year: year as i64,
-        month: month as u32,
-        day: day as u32,
-        hour: rest / 3600,
-        minute: rest / 60 % 60,
-        second: rest % 60,
-        days,
-    }
-}
-
 fn since_epoch(at: SystemTime) -> Duration {
     at.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -82,7 +48,7 @@ pub fn rfc3339_millis(at: SystemTime, out: &mut Vec<u8>) {
     let t = since_epoch(at);
     SECOND.with_borrow_mut(|(second, text)| {
         if *second != t.as_secs() {
-            let c = civil(t.as_secs());
+            let c = Civil::from_seconds(t.as_secs());
             let mut cursor = &mut text[..];
             let _ = write!(
                 cursor,
@@ -130,7 +96,7 @@ pub fn rfc3339_seconds(seconds: i64) -> String {
 /// strftime with `%f` and `%1f` to `%9f` (digits of the second's fraction) and `%s`, as Envoy extends it.
 pub fn strftime(format: &str, at: SystemTime, out: &mut Vec<u8>) {
     let t = since_epoch(at);
-    let c = civil(t.as_secs());
+    let c = Civil::from_seconds(t.as_secs());
     let mut chars = format.chars();
     while let Some(ch) = chars.next() {
         if ch != '%' {
@@ -159,7 +125,7 @@ fn fraction(nanos: u32, digits: usize, out: &mut Vec<u8>) {
 }
 
 fn directive(d: char, c: &Civil, t: Duration, out: &mut Vec<u8>) {
-    let month = c.month as usize - 1;
+    let month = usize::from(c.month - 1);
     let weekday = (c.days % 7) as usize;
     let hour12 = (c.hour + 11) % 12 + 1;
     let _ = match d {
@@ -198,6 +164,7 @@ fn directive(d: char, c: &Civil, t: Duration, out: &mut Vec<u8>) {
 
 fn day_of_year(c: &Civil) -> u32 {
     const BEFORE: [u32; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
-    let leap = c.year % 4 == 0 && (c.year % 100 != 0 || c.year % 400 == 0);
-    BEFORE[c.month as usize - 1] + c.day + u32::from(leap && c.month > 2)
+    let leap =
+        c.year.is_multiple_of(4) && (!c.year.is_multiple_of(100) || c.year.is_multiple_of(400));
+    BEFORE[usize::from(c.month - 1)] + u32::from(c.day) + u32::from(leap && c.month > 2)
 }

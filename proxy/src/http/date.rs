@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use outrigger_base::time::Civil;
+
 thread_local! {
     static NOW: RefCell<(u64, [u8; 29])> = const { RefCell::new((0, [0; 29])) };
 }
@@ -29,28 +31,18 @@ pub fn format(seconds: u64) -> [u8; 29] {
         b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov",
         b"Dec",
     ];
-    let days = seconds / 86_400;
-    let time = seconds % 86_400;
-    // Civil date from days since 1970 (proleptic Gregorian; years start in March).
-    let z = days + 719_468;
-    let era = z / 146_097;
-    let doe = z % 146_097;
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + u64::from(month <= 2);
+    let at = Civil::from_seconds(seconds);
     let mut out = *b"---, -- --- ---- --:--:-- GMT";
-    let two = |n: u64| [b'0' + (n / 10 % 10) as u8, b'0' + (n % 10) as u8];
-    out[..3].copy_from_slice(DAYS[(days % 7) as usize]);
-    out[5..7].copy_from_slice(&two(day));
-    out[8..11].copy_from_slice(MONTHS[(month - 1) as usize]);
-    out[12..14].copy_from_slice(&two(year / 100));
-    out[14..16].copy_from_slice(&two(year % 100));
-    out[17..19].copy_from_slice(&two(time / 3600));
-    out[20..22].copy_from_slice(&two(time / 60 % 60));
-    out[23..25].copy_from_slice(&two(time % 60));
+    let two = |n: u8| [b'0' + n / 10 % 10, b'0' + n % 10];
+    let century = (at.year / 100 % 100) as u8;
+    out[..3].copy_from_slice(DAYS[(at.days % 7) as usize]);
+    out[5..7].copy_from_slice(&two(at.day));
+    out[8..11].copy_from_slice(MONTHS[usize::from(at.month - 1)]);
+    out[12..14].copy_from_slice(&two(century));
+    out[14..16].copy_from_slice(&two((at.year % 100) as u8));
+    out[17..19].copy_from_slice(&two(at.hour));
+    out[20..22].copy_from_slice(&two(at.minute));
+    out[23..25].copy_from_slice(&two(at.second));
     out
 }
 

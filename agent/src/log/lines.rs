@@ -1,50 +1,35 @@
-//! Log lines in the formats that users' tools parse: Istio's for the agent and istio-iptables, Envoy's for the
-//! proxy. The tracing target is the scope (agent) or logger (proxy) name; levels change at run time.
+//! Log lines in Istio's formats, as users' tools parse them.
 
 use std::backtrace::Backtrace;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use parking_lot::RwLock;
+use outrigger_base::time::rfc3339_micros;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::time::{Civil, rfc3339_micros};
-
-mod levels;
-
-pub use levels::{AGENT_SCOPES, LevelError, Levels, PROXY_LOGGERS, Verbosity};
-use levels::{enabled, scope};
+use super::levels::{Levels, scope};
 
 /// Line format.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Format {
-    /// Istio's text: `<RFC3339 micros>Z \t level \t [scope \t] message [\t key=value]`.
-    IstioText,
-    /// Istio's JSON.
-    IstioJson,
-    /// Envoy's text with the format string of the bootstrap (`%Y %T %f %e %l %n %v %t %g %#`).
-    EnvoyText(String),
-    /// Envoy's JSON: keys to format strings.
-    EnvoyJson(Vec<(String, String)>),
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// `<RFC3339 micros>Z \t level \t [scope \t] message [\t key=value]`.
+    Text,
+    /// One JSON object.
+    Json,
 }
-
-/// Envoy's default line.
-pub const ENVOY_DEFAULT_FORMAT: &str = "[%Y-%m-%d %T.%e][%t][%l][%n] [%g:%#] %v";
 
 /// Where lines go.
 #[derive(Debug)]
-pub enum Target {
-    /// Standard output (agent).
+pub(super) enum Target {
+    /// Standard output.
     Stdout,
-    /// Standard error (proxy).
+    /// Standard error.
     Stderr,
     /// A file, opened for appending.
     File(File),
@@ -60,13 +45,13 @@ impl Target {
     }
 }
 
-/// What lines of Istio's formats carry on request. Nothing by default.
+/// What lines carry on request. Nothing by default.
 #[derive(Debug, Default)]
-pub struct Details {
+pub(super) struct Details {
     /// Scopes whose lines name the file and line of the code.
-    pub callers: BTreeSet<String>,
+    pub(super) callers: BTreeSet<String>,
     /// Levels up to which a line carries the stack. Without symbols in the binary a frame is an address only.
-    pub stacks: Option<Levels>,
+    pub(super) stacks: Option<Levels>,
 }
 
 impl Details {
@@ -76,64 +61,26 @@ impl Details {
     }
 }
 
-struct LineLayer {
-    levels: Levels,
-    format: Arc<RwLock<Format>>,
-    targets: Vec<Target>,
-    details: Details,
+/// Writes every event that its scope lets pass to every target.
+pub(super) struct Lines {
+    pub(super) levels: Levels,
+    pub(super) format: Format,
+    pub(super) targets: Vec<Target>,
+    pub(super) details: Details,
 }
 
-/// Lets the proxy switch to the bootstrap's format once it has been read.
-#[derive(Debug, Clone)]
-pub struct Handle {
-    /// Levels.
-    pub levels: Levels,
-    format: Arc<RwLock<Format>>,
-}
-
-impl Handle {
-    /// Changes the line format.
-    pub fn set_format(&self, format: Format) {
-        *self.format.write() = format;
-    }
-}
-
-/// Installs the process's subscriber. A second call leaves the first in place (tests).
-pub fn init(levels: Levels, format: Format, target: Target) -> Handle {
-    init_with(levels, format, vec![target], Details::default())
-}
-
-/// [`init`] with several targets, each of which gets every line, and with details.
-pub fn init_with(levels: Levels, format: Format, targets: Vec<Target>, details: Details) -> Handle {
-    let format = Arc::new(RwLock::new(format));
-    let handle = Handle {
-        levels: levels.clone(),
-        format: Arc::clone(&format),
-    };
-    let layer = LineLayer {
-        levels,
-        format,
-        targets,
-        details,
-    };
-    let subscriber = tracing_subscriber::registry().with(layer);
-    // Only a second call fails, and then the first subscriber stays.
-    let _ = tracing::subscriber::set_global_default(subscriber);
-    handle
-}
-
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LineLayer {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        enabled(&self.levels, metadata)
+        self.levels.allow(metadata)
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let scope = scope(event.metadata(), &self.levels);
+        let scope = scope(event.metadata());
         let level = *event.metadata().level();
         let line = render(
-            &self.format.read(),
+            self.format,
             &Line {
                 time: SystemTime::now(),
                 level,
@@ -235,7 +182,7 @@ impl Line<'_> {
     }
 }
 
-const fn istio_level(level: Level) -> &'static str {
+const fn level_text(level: Level) -> &'static str {
     match level {
         Level::ERROR => "error",
         Level::WARN => "warn",
@@ -244,25 +191,15 @@ const fn istio_level(level: Level) -> &'static str {
     }
 }
 
-const fn envoy_level(level: Level) -> &'static str {
-    match level {
-        Level::ERROR => "error",
-        Level::WARN => "warning",
-        Level::INFO => "info",
-        Level::DEBUG => "debug",
-        Level::TRACE => "trace",
-    }
-}
-
-fn render(format: &Format, line: &Line<'_>) -> String {
+fn render(format: Format, line: &Line<'_>) -> String {
     let mut out = String::with_capacity(160);
     match format {
-        Format::IstioText => {
+        Format::Text => {
             let _ = write!(
                 out,
                 "{}\t{}\t",
                 rfc3339_micros(line.time),
-                istio_level(line.level)
+                level_text(line.level)
             );
             if line.scope != "default" {
                 let _ = write!(out, "{}\t", line.scope);
@@ -283,9 +220,9 @@ fn render(format: &Format, line: &Line<'_>) -> String {
                 let _ = write!(out, "\n{}", stack.trim_end());
             }
         }
-        Format::IstioJson => {
+        Format::Json => {
             let mut map = serde_json::Map::new();
-            map.insert("level".into(), istio_level(line.level).into());
+            map.insert("level".into(), level_text(line.level).into());
             map.insert("time".into(), rfc3339_micros(line.time).into());
             if line.scope != "default" {
                 map.insert("scope".into(), line.scope.into());
@@ -302,72 +239,9 @@ fn render(format: &Format, line: &Line<'_>) -> String {
             }
             out = serde_json::Value::Object(map).to_string();
         }
-        Format::EnvoyText(pattern) => envoy_pattern(&mut out, pattern, line),
-        Format::EnvoyJson(keys) => {
-            let mut map = serde_json::Map::new();
-            for (key, pattern) in keys {
-                let mut value = String::new();
-                // `%j` is the escaped message; the JSON printer escapes it once.
-                envoy_pattern(&mut value, &pattern.replace("%j", "%v"), line);
-                map.insert(key.clone(), value.into());
-            }
-            out = serde_json::Value::Object(map).to_string();
-        }
     }
     out.push('\n');
     out
-}
-
-/// Thread number as logs show it.
-fn thread_id() -> u64 {
-    thread_local! {
-        static ID: u64 = {
-            static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        };
-    }
-    ID.with(|id| *id)
-}
-
-fn envoy_pattern(out: &mut String, pattern: &str, line: &Line<'_>) {
-    let civil = Civil::from_system(line.time);
-    let mut chars = pattern.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        let _ = match chars.next() {
-            Some('Y') => write!(out, "{:04}", civil.year),
-            Some('m') => write!(out, "{:02}", civil.month),
-            Some('d') => write!(out, "{:02}", civil.day),
-            Some('T') => write!(
-                out,
-                "{:02}:{:02}:{:02}",
-                civil.hour, civil.minute, civil.second
-            ),
-            Some('H') => write!(out, "{:02}", civil.hour),
-            Some('M') => write!(out, "{:02}", civil.minute),
-            Some('S') => write!(out, "{:02}", civil.second),
-            Some('e') => write!(out, "{:03}", civil.nanos / 1_000_000),
-            Some('f') => write!(out, "{:06}", civil.nanos / 1_000),
-            Some('t') => write!(out, "{}", thread_id()),
-            Some('l') => write!(out, "{}", envoy_level(line.level)),
-            Some('n') => write!(out, "{}", line.scope),
-            Some('g') => write!(out, "{}", line.file),
-            Some('#') => write!(out, "{}", line.line),
-            Some('v') => {
-                out.push_str(&line.fields.message);
-                line.fields
-                    .others
-                    .iter()
-                    .try_for_each(|(k, v)| write!(out, " {k}={}", plain(v)))
-            }
-            Some('%') => write!(out, "%"),
-            Some(other) => write!(out, "%{other}"),
-            None => write!(out, "%"),
-        };
-    }
 }
 
 #[cfg(test)]
