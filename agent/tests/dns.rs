@@ -751,7 +751,7 @@ async fn what_is_no_lookup_is_refused_or_ignored() {
         bytes
     };
     for (packet, want) in [
-        (changed(&|p| p[5] = 0), "ServFail"),
+        (changed(&|p| p[5] = 0), "FormErr"),
         (changed(&|p| p[5] = 2), "FormErr"),
         (changed(&|p| p[2] |= 5 << 3), "NotImp"),
         (changed(&|p| p.truncate(20)), "FormErr"),

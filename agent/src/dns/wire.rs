@@ -140,8 +140,8 @@ impl<'a> Query<'a> {
     /// Reads a packet.
     ///
     /// # Errors
-    /// If it is no query, or one that must be refused: another operation (NOTIMP), no question
-    /// (SERVFAIL, as Istio's agent), several questions or broken records (FORMERR).
+    /// If it is no query, or one that must be refused: another operation (NOTIMP), not exactly one
+    /// question or broken records (FORMERR).
     pub fn parse(bytes: &'a [u8]) -> Result<Self, QueryError> {
         let form_err = |_| QueryError::Refuse(Code::FormErr);
         let flags = u16_at(bytes, 2).map_err(|_| QueryError::NotAQuery)?;
@@ -151,10 +151,8 @@ impl<'a> Query<'a> {
         if flags & OPCODE != 0 {
             return Err(QueryError::Refuse(Code::NotImp));
         }
-        match u16_at(bytes, 4).map_err(form_err)? {
-            0 => return Err(QueryError::Refuse(Code::ServFail)),
-            1 => {}
-            _ => return Err(QueryError::Refuse(Code::FormErr)),
+        if u16_at(bytes, 4).map_err(form_err)? != 1 {
+            return Err(QueryError::Refuse(Code::FormErr));
         }
         Self::sections(bytes).map_err(form_err)
     }
