@@ -77,7 +77,7 @@ pub struct SdsConfig {
 }
 
 /// Source of a secret.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SdsSource {
     /// The ADS stream.
     Ads,

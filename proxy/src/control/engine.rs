@@ -116,7 +116,7 @@ pub struct Engine {
     listener_needs: HashMap<Arc<str>, Vec<Dependency>>,
     eds_names: BTreeSet<Arc<str>>,
     rds_names: BTreeSet<Arc<str>>,
-    secret_names: BTreeSet<(Option<Arc<str>>, Arc<str>)>,
+    secret_names: BTreeSet<(SdsSource, Arc<str>)>,
     /// What is named and not there, and is not waited for (any more): refused, denied or overdue.
     given_up: HashSet<Target>,
     cds_done: bool,
@@ -239,7 +239,8 @@ impl Engine {
         // Names that static resources asked for before the stream existed.
         self.eds_names.clear();
         self.rds_names.clear();
-        self.secret_names.retain(|(cluster, _)| cluster.is_some());
+        self.secret_names
+            .retain(|(source, _)| *source != SdsSource::Ads);
         self.sync_subscriptions();
         self.progress();
     }
@@ -293,12 +294,15 @@ impl Engine {
     /// The next moment at which [`Self::on_time`] has something to do.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
+        self.open_waits().filter_map(|(_, at)| *at).min()
+    }
+
+    /// What clusters and listeners wait for, each with its deadline.
+    fn open_waits(&self) -> impl Iterator<Item = &(Target, Option<Instant>)> {
         let clusters = self.warming_clusters.values().flat_map(|w| &w.waits_for);
         let listeners = self.warming_listeners.values().flat_map(|w| &w.waits_for);
-        let open = clusters
-            .chain(listeners)
-            .filter(|(t, _)| !self.is_settled(t));
-        open.filter_map(|(_, at)| *at).min()
+        let all = clusters.chain(listeners);
+        all.filter(|(target, _)| !self.is_settled(target))
     }
 
     /// Releases what waited longer than its `initial_fetch_timeout`.
@@ -371,11 +375,8 @@ impl Engine {
             Target::Route(name) => self.rds_names.contains(name),
             Target::Endpoints(name) => self.eds_names.contains(name),
             Target::Secret { source, name } => {
-                let cluster = match source {
-                    SdsSource::Grpc { cluster } => Some(Arc::clone(cluster)),
-                    SdsSource::Ads | SdsSource::Static => None,
-                };
-                self.secret_names.contains(&(cluster, Arc::clone(name)))
+                let key = (source.clone(), Arc::clone(name));
+                self.secret_names.contains(&key)
             }
         };
         if named {
@@ -399,11 +400,9 @@ impl Engine {
     }
 
     fn progress_at(&mut self, now: Instant) {
-        let clusters = self.warming_clusters.values().flat_map(|w| &w.waits_for);
-        let listeners = self.warming_listeners.values().flat_map(|w| &w.waits_for);
-        let overdue: Vec<_> = clusters
-            .chain(listeners)
-            .filter(|(t, at)| at.is_some_and(|at| at <= now) && !self.is_settled(t))
+        let overdue: Vec<_> = self
+            .open_waits()
+            .filter(|(_, at)| at.is_some_and(|at| at <= now))
             .map(|(target, _)| target.clone())
             .collect();
         self.given_up.extend(overdue);
@@ -499,11 +498,7 @@ impl Engine {
                     rds.insert(name);
                 }
                 Target::Secret { source, name } => {
-                    let cluster = match source {
-                        SdsSource::Grpc { cluster } => Some(cluster),
-                        SdsSource::Ads | SdsSource::Static => None,
-                    };
-                    secrets.insert((cluster, name));
+                    secrets.insert((source, name));
                 }
             }
         }
@@ -517,50 +512,29 @@ impl Engine {
     }
 
     fn change(&mut self, kind: &str, old: &BTreeSet<Arc<str>>, new: &BTreeSet<Arc<str>>) {
-        let Some(ads) = &mut self.ads else { return };
-        let names = |set: &BTreeSet<Arc<str>>, other: &BTreeSet<Arc<str>>| -> Vec<String> {
-            set.difference(other).map(|n| n.to_string()).collect()
-        };
-        let (added, removed) = (names(new, old), names(old, new));
-        if !removed.is_empty() {
-            ads.unsubscribe(kind, removed);
-        }
-        if !added.is_empty() {
-            ads.subscribe(kind, added);
+        if let Some(ads) = &mut self.ads {
+            resubscribe(&mut **ads, kind, old, new);
         }
     }
 
-    fn sync_secrets(&mut self, wanted: BTreeSet<(Option<Arc<str>>, Arc<str>)>) {
+    fn sync_secrets(&mut self, wanted: BTreeSet<(SdsSource, Arc<str>)>) {
         let old = std::mem::replace(&mut self.secret_names, wanted);
-        let sources: BTreeSet<Option<Arc<str>>> = old
-            .iter()
-            .chain(&self.secret_names)
-            .map(|(s, _)| s.clone())
-            .collect();
+        let both = old.iter().chain(&self.secret_names);
+        let sources: BTreeSet<SdsSource> = both.map(|(source, _)| source.clone()).collect();
         for source in sources {
-            let of = |set: &BTreeSet<(Option<Arc<str>>, Arc<str>)>| -> BTreeSet<Arc<str>> {
-                set.iter()
-                    .filter(|(s, _)| *s == source)
-                    .map(|(_, n)| Arc::clone(n))
-                    .collect()
+            let of = |set: &BTreeSet<(SdsSource, Arc<str>)>| -> BTreeSet<Arc<str>> {
+                let here = set.iter().filter(|(s, _)| *s == source);
+                here.map(|(_, name)| Arc::clone(name)).collect()
             };
             let (old, new) = (of(&old), of(&self.secret_names));
-            let kind = match &source {
-                Some(cluster) => SdsSource::Grpc {
-                    cluster: Arc::clone(cluster),
-                },
-                None => SdsSource::Ads,
-            };
             for name in old.difference(&new) {
-                self.store.secrets.forget(&kind, name);
+                self.store.secrets.forget(&source, name);
                 self.registry.secrets.remove(name);
             }
-            let Some(cluster) = source else {
+            let SdsSource::Grpc { cluster } = source else {
                 self.change(type_url::SECRET, &old, &new);
                 continue;
             };
-            let added: Vec<_> = new.difference(&old).map(ToString::to_string).collect();
-            let removed: Vec<_> = old.difference(&new).map(ToString::to_string).collect();
             if !self.sds.contains_key(&cluster) {
                 let Some(stream) = (self.open_sds)(&cluster) else {
                     tracing::warn!(target: "secret", "SDS cluster {cluster} is not a static cluster");
@@ -569,12 +543,7 @@ impl Engine {
                 self.sds.insert(Arc::clone(&cluster), stream);
             }
             if let Some(stream) = self.sds.get_mut(&cluster) {
-                if !removed.is_empty() {
-                    stream.unsubscribe(type_url::SECRET, removed);
-                }
-                if !added.is_empty() {
-                    stream.subscribe(type_url::SECRET, added);
-                }
+                resubscribe(&mut **stream, type_url::SECRET, &old, &new);
             }
         }
     }
@@ -597,6 +566,25 @@ impl Engine {
                 slot.store(None);
             }
         }
+    }
+}
+
+/// Brings one stream's subscription from the old names to the new ones.
+fn resubscribe(
+    stream: &mut dyn Xds,
+    kind: &str,
+    old: &BTreeSet<Arc<str>>,
+    new: &BTreeSet<Arc<str>>,
+) {
+    let texts = |set: &BTreeSet<Arc<str>>, other: &BTreeSet<Arc<str>>| -> Vec<String> {
+        set.difference(other).map(ToString::to_string).collect()
+    };
+    let (added, removed) = (texts(new, old), texts(old, new));
+    if !removed.is_empty() {
+        stream.unsubscribe(kind, removed);
+    }
+    if !added.is_empty() {
+        stream.subscribe(kind, added);
     }
 }
 

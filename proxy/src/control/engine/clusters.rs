@@ -196,7 +196,7 @@ impl Engine {
     /// Applies an EDS response. Each assignment stands alone; what is bad keeps its old value.
     pub(super) fn apply_endpoints(&mut self, update: &Update) -> Result<(), String> {
         let mut errors = Vec::new();
-        let clusters = self.clusters_by_service();
+        let clusters = self.clusters_of(update);
         for resource in &update.added {
             let name: Arc<str> = resource.name.as_str().into();
             if !self.eds_names.contains(&name) {
@@ -213,7 +213,7 @@ impl Engine {
                         .insert(&name, &resource.version, resource.body.clone());
                     section.errors.remove(&name);
                     self.registry.ignore("endpoints", &name, parsed.ignored);
-                    for cluster in clusters.get(&name).into_iter().flatten() {
+                    for cluster in clusters.get(&*name).into_iter().flatten() {
                         cluster.update_hosts(&parsed.value);
                     }
                 }
@@ -240,14 +240,16 @@ impl Engine {
         Err(errors.join(", "))
     }
 
-    /// EDS clusters in service or warming, by the service name whose endpoints they get.
-    fn clusters_by_service(&self) -> HashMap<Arc<str>, Vec<Arc<Cluster>>> {
+    /// EDS clusters in service or warming whose endpoints are in the response, by service name.
+    fn clusters_of<'a>(&self, update: &'a Update) -> HashMap<&'a str, Vec<Arc<Cluster>>> {
         let serving = self.clusters.values().map(|c| &c.cluster);
         let warming = self.warming_clusters.values().map(|w| &w.value);
-        let mut by_service = HashMap::<_, Vec<_>>::new();
+        let names = update.added.iter().map(|r| (r.name.as_str(), Vec::new()));
+        let mut by_service: HashMap<_, _> = names.collect();
         for cluster in serving.chain(warming) {
-            if let Discovery::Eds { service_name, .. } = &cluster.config.discovery {
-                let clusters = by_service.entry(Arc::clone(service_name)).or_default();
+            if let Discovery::Eds { service_name, .. } = &cluster.config.discovery
+                && let Some(clusters) = by_service.get_mut(&**service_name)
+            {
                 clusters.push(Arc::clone(cluster));
             }
         }
