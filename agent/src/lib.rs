@@ -9,6 +9,7 @@ pub mod cli;
 pub mod credential;
 pub mod dns;
 pub mod doctor;
+mod files;
 pub mod health;
 pub mod istiod;
 pub mod log;

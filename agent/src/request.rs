@@ -123,11 +123,20 @@ pub fn build(
 
 /// Envoy wants filters such as `^(a|b)$` unescaped; only what no URI may contain is encoded.
 fn encode(path: &str) -> String {
-    let mut out = String::with_capacity(path.len());
-    for byte in path.bytes() {
-        match byte {
-            0x21 | 0x24..=0x3b | 0x3d | 0x3f..=0x7e => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
+    percent_encoded(
+        path,
+        |byte| matches!(byte, 0x21 | 0x24..=0x3b | 0x3d | 0x3f..=0x7e),
+    )
+}
+
+/// Percent-encoding (RFC 3986 2.1) of every byte that is not `plain`.
+pub(crate) fn percent_encoded(text: &str, plain: impl Fn(u8) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if plain(byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
         }
     }
     out

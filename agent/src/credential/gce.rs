@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +11,8 @@ use http_body_util::{BodyExt, Limited};
 use zeroize::Zeroizing;
 
 use super::jwt;
-use crate::request::{self, RequestError};
+use crate::files::create_anew;
+use crate::request::{self, RequestError, percent_encoded};
 use crate::resolver::{ResolveError, Resolver};
 
 /// The server's fixed address; no DNS is needed.
@@ -100,7 +100,8 @@ impl GceFetcher {
         let addresses: Vec<_> = ips.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
         let path = format!(
             "/computeMetadata/v1/instance/service-accounts/default/identity?audience={}&format=full",
-            percent_encoded(&self.audience)
+            percent_encoded(&self.audience, |byte| byte.is_ascii_alphanumeric()
+                || b"-._~".contains(&byte))
         );
         let mut request = request::build(Method::GET, host, &path, Bytes::new())?;
         let google = HeaderValue::from_static("Google");
@@ -125,17 +126,7 @@ impl GceFetcher {
     /// By rename, so that no reader sees half a token.
     fn write(&self, token: &str) -> std::io::Result<()> {
         let temporary = self.token_file.with_extension("tmp");
-        // A left-over of a killed process would keep its own mode.
-        match std::fs::remove_file(&temporary) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o640)
-            .open(&temporary)?;
+        let mut file = create_anew(&temporary, 0o640)?;
         file.write_all(token.as_bytes())?;
         std::fs::rename(&temporary, &self.token_file)
     }
@@ -147,17 +138,6 @@ fn split(text: &str) -> (&str, u16) {
         return (DEFAULT_HOST, 80);
     }
     bootstrap_templates::split_host_port(text).unwrap_or((text, 80))
-}
-
-fn percent_encoded(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                char::from(byte).to_string()
-            }
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
 }
 
 #[cfg(test)]

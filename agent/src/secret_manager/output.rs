@@ -2,10 +2,11 @@
 
 use std::fs::Permissions;
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::SecretValue;
+use crate::files::create_anew;
 
 /// Where and how secrets are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,16 +35,7 @@ impl OutputCerts {
             return Ok(());
         }
         let temporary = self.dir.join(format!(".{name}.tmp"));
-        // A left-over of a killed process would keep its own mode.
-        match std::fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = create_anew(&temporary, 0o600)?;
         file.write_all(content)?;
         // Not by `open`, whose mode the umask would cut.
         file.set_permissions(Permissions::from_mode(self.mode))?;

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use super::client::{Client, FetchError};
 use super::module::{Entry, hex};
 use super::reference::{Reference, is_sha256};
+use crate::request::percent_encoded;
 
 const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
                          application/vnd.docker.distribution.manifest.v2+json, \
@@ -345,12 +346,9 @@ fn is_public(realm: &Uri) -> bool {
 
 /// Percent-encoding of all that is not plain.
 fn encoded(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/".contains(&b);
-    let encode = |b: u8| match plain(b) {
-        true => char::from(b).to_string(),
-        false => format!("%{b:02X}"),
-    };
-    text.bytes().map(encode).collect()
+    percent_encoded(text, |b| {
+        b.is_ascii_alphanumeric() || b"-._~:/".contains(&b)
+    })
 }
 
 #[cfg(test)]
